@@ -1,0 +1,259 @@
+"""YAML to frozen settings: shared keys on top, one section per job. Every fault is named with its place, all at once.
+
+A pipeline declares `class Config(Settings)` with `setting(...)` fields. Nothing below a pipeline's `run` receives it.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from ecomspark.errors import ConfigError
+from ecomspark.text import Analyser, TextRecipe, languages, settings_digest
+
+NAME_PATTERN = r"^[A-Za-z0-9_.=-]{1,128}$"
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def setting(default: Any = ..., meaning: str = "", *, unit: str = "", decides: bool = True, **limits: Any) -> Any:
+    """A key of a section. `decides`: whether it changes what is published; only then is it part of identities."""
+    return Field(default, description=meaning, json_schema_extra={"unit": unit, "decides": decides}, **limits)
+
+
+class Section(BaseModel):
+    """Keys that are read together. Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Settings(Section):
+    """The shared keys, which stand at the top of a settings file. A job's `Config` adds those of its section."""
+
+    warehouse: str = setting(
+        ..., "where the tables are: a folder or object-store prefix, or catalog:NAME.SCHEMA", decides=False
+    )
+    models_folder: Path = setting(Path("models"), "folder that holds every checkpoint", decides=False)
+    buckets: int = setting(
+        64,
+        "parts that a large table is laid out in when it is made; kept by the table from then on",
+        decides=False,
+        ge=1,
+        le=256,
+    )
+    spark_properties: Path | None = setting(
+        None, "Spark's own settings when `ecomspark run` starts Spark; spark-submit brings its own", decides=False
+    )
+    recipe: TextRecipe = setting(TextRecipe(), "how the texts that models read are made")
+    languages: dict[str, str | None] = setting(
+        {"uk": "english", "us": "english", "es": "spanish", "jp": None, "cn": None},
+        "locale to the Snowball stemmer of its terms; null, or a locale not named: no stems",
+    )
+
+    @field_validator("languages")
+    @classmethod
+    def _known_stemmers(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        unknown = sorted({language for language in value.values() if language and language not in languages()})
+        if unknown:
+            known = ", ".join(sorted(languages()))
+            raise ValueError(f"no Snowball stemmer named {', '.join(unknown)}; there are {known}")
+        return value
+
+    def analyser(self, locale: str | None) -> Analyser:
+        """The analyser of a locale; None and a locale that `languages` does not name: one without stems."""
+        return Analyser(language=self.languages.get(locale or ""))
+
+    def deciding_digest(self, *more: str) -> bytes:
+        """128 bits over the keys that decide output and over `more` (a checkpoint's digest, say)."""
+        return settings_digest({"settings": _deciding(self), "more": list(more)})
+
+
+GAIN_PRESETS: dict[str, dict[int, float]] = {
+    "exponential": {0: 0.0, 1: 1 / 7, 2: 3 / 7, 3: 1.0},  # (2^grade - 1) / 7, Burges et al. 2005
+    "linear": {0: 0.0, 1: 1 / 3, 2: 2 / 3, 3: 1.0},
+    "esci": {0: 0.0, 1: 0.01, 2: 0.1, 3: 1.0},  # Reddy et al. 2022: exact, substitute, complement, irrelevant
+}
+
+
+def as_gains(value: Any) -> dict[int, float]:
+    """Gains by grade, from a preset's name or a mapping. ValueError unless they rise from 0 or more to 1."""
+    if isinstance(value, str):
+        if value not in GAIN_PRESETS:
+            raise ValueError(f"no preset named {value}; there are {', '.join(GAIN_PRESETS)}")
+        return GAIN_PRESETS[value]
+    gains = {int(grade): float(gain) for grade, gain in dict(value).items()}
+    rising = [gains[grade] for grade in sorted(gains)]
+    if len(rising) < 2 or rising != sorted(rising) or rising[0] < 0 or rising[-1] != 1:
+        raise ValueError("gains must not fall as the grade rises, must not be negative, and the best must be 1")
+    return gains
+
+
+Loaded = TypeVar("Loaded", bound=Settings)
+
+
+def load(path: Path, job: str, kind: type[Loaded], jobs: Sequence[str], overrides: Sequence[str] = ()) -> Loaded:
+    """The settings of `job` from a YAML file, `section.key=value` overrides laid over it.
+
+    Raises ConfigError with a line for every fault: the file, the key's full path, what is wrong, and for an
+    unknown key the nearest right one. Other jobs' sections are only checked to be named after a job of `jobs`.
+    """
+    document = _document(path)
+    for override in overrides:
+        _lay_over(document, override)
+    shared = set(Settings.model_fields)
+    section = document.get(job)
+    faults = [_unknown(path, str(key), [*shared, *jobs]) for key in document if key not in shared and key not in jobs]
+    if section is not None and not isinstance(section, dict):
+        faults.append(f"{path}: {job}: expected keys with values, found {type(section).__name__}")
+        section = None
+    values = {key: value for key, value in document.items() if key in shared}
+    for key in set(section or {}) & shared:
+        faults.append(f"{path}: {job}.{key}: a shared key; it stands at the top of the file, not in a section")
+    values.update({key: value for key, value in (section or {}).items() if key not in shared})
+    try:
+        loaded = kind.model_validate(values)
+    except ValidationError as error:
+        faults.extend(_fault(path, job, kind, fault) for fault in error.errors())
+    if faults:
+        raise ConfigError("\n".join(sorted(faults)))
+    return loaded
+
+
+def template(job: str, kind: type[Settings]) -> str:
+    """A settings file for one job: every key with its meaning, unit, default and whether it decides output."""
+    shared = {name: field for name, field in kind.model_fields.items() if name in Settings.model_fields}
+    own = {name: field for name, field in kind.model_fields.items() if name not in shared}
+    lines = [f"# Settings of {job}. Shared keys first, then the section of the job.", *_described(shared, "")]
+    return "\n".join([*lines, "", f"{job}:", *(_described(own, "  ") or ["  {}"]), ""])
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a settings file with --conf") from None
+    try:
+        document = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected keys with values, found {type(document).__name__}")
+    return document
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML lets the last of two equal keys win in silence; a settings file must not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.YAMLError(f"key given twice: {', '.join(sorted(twice))} (line {node.start_mark.line + 1})")
+        return super().construct_mapping(node, deep)
+
+
+def _lay_over(document: dict[str, Any], override: str) -> None:
+    place, equals, value = override.partition("=")
+    if not equals or not all(place.split(".")):
+        raise ConfigError(f"--set {override}: expected section.key=value")
+    *parents, key = place.split(".")
+    at = document
+    for parent in parents:
+        if at.get(parent) is None:
+            at[parent] = {}
+        at = at[parent]
+        if not isinstance(at, dict):
+            raise ConfigError(f"--set {place}: {parent} has a value, not keys")
+    try:
+        at[key] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {place}: the value is not YAML; quote it") from None
+
+
+def _fault(path: Path, job: str, kind: type[Settings], fault: Mapping[str, Any]) -> str:
+    location = [str(part) for part in fault["loc"]]
+    place = ".".join(location if location and location[0] in Settings.model_fields else [job, *location])
+    if fault["type"] == "extra_forbidden":
+        return _unknown(path, place, _siblings(kind, location))
+    if fault["type"] == "missing":
+        return f"{path}: {place}: missing; `ecomspark config {job}` says what it means"
+    found = json.dumps(fault["input"], default=str)
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{path}: {place}: {message}; found {found if len(found) < 80 else found[:80] + '…'}"
+
+
+def _unknown(path: Path, place: str, right: Sequence[str]) -> str:
+    wrong = place.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
+    advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(right))}"
+    return f"{path}: {place}: unknown; {advice}"
+
+
+def _siblings(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The keys that might have been meant at `location`, found by walking the models along it."""
+    models = [kind]
+    for step in location[:-1]:
+        fields = [model.model_fields[step] for model in models if step in model.model_fields]
+        inner = [model for field in fields for model in _models_in(field.annotation)]
+        models = inner or models
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return {"unit": "", "decides": True, **extra}
+
+
+def _deciding(section: BaseModel) -> dict[str, Any]:
+    """The values that decide output. A mapping becomes a list of pairs: its order may decide, too."""
+    plain: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        if not _extra(field)["decides"]:
+            continue
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            plain[name] = _deciding(value)
+        else:
+            dumped = section.model_dump(mode="json", include={name})[name]
+            plain[name] = [list(pair) for pair in dumped.items()] if isinstance(dumped, dict) else dumped
+    return plain
+
+
+def _described(fields: Mapping[str, FieldInfo], indent: str) -> list[str]:
+    lines: list[str] = []
+    for name, field in fields.items():
+        extra = _extra(field)
+        facts = [f"in {extra['unit']}"] if extra["unit"] else []
+        facts.append("decides output" if extra["decides"] else "does not decide output")
+        lines.append(f"{indent}# {field.description} ({'; '.join(facts)})")
+        models = list(_models_in(field.annotation))
+        default = field.get_default(call_default_factory=True) if not field.is_required() else None
+        if len(models) == 1 and (isinstance(default, BaseModel) or field.annotation is models[0]):
+            lines += [f"{indent}{name}:", *_described(models[0].model_fields, indent + "  ")]
+        elif field.is_required():
+            lines.append(f"{indent}{name}:    # required")
+        else:
+            lines.append(f"{indent}{name}: {json.dumps(_plain(default))}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return value if isinstance(value, (str, int, float, bool, list, type(None))) else str(value)

@@ -1,0 +1,213 @@
+"""A run: one execution of one job. Its row in `runs` is opened at the start and closed at the end; what it read is
+pinned, what it did is counted, timed, and shown while it lasts."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any
+
+from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
+
+from ecomspark import tables
+from ecomspark.errors import ConfigError, ContractError, NewerPublished
+from ecomspark.schemas import RUNS, Table
+from ecomspark.tables import Author, Commit, Snapshot, Warehouse
+
+log = logging.getLogger("ecomspark")
+
+_PROGRESS_SECONDS = 5.0
+_OVER = ("published", "nothing_to_do")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did, for its caller and for the last line on stdout."""
+
+    job: str
+    run_id: str
+    status: str  # published, nothing_to_do or replayed
+    as_of: date | None
+    rows: dict[str, int]
+    tables: dict[str, dict[str, int]]
+    seconds: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "as_of": self.as_of.isoformat() if self.as_of else None}
+
+
+@dataclass
+class Run:
+    """A run under way: pinned inputs, counts, seconds, commits. Made by `open_run`."""
+
+    warehouse: Warehouse
+    author: Author
+    as_of: date | None
+    is_replayed: bool
+    inputs: Mapping[str, Snapshot | None]
+    rows: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    commits: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def read(self, table: Table) -> DataFrame:
+        """A pinned state or log table. Raises ContractError when it was not there: an earlier job has to run."""
+        at = self.inputs[table.name]
+        if at is None:
+            raise ContractError(f"{table.name}: expected the table, found none; run the job that publishes it first")
+        return tables.read(self.warehouse, table, at)
+
+    def read_if_there(self, table: Table) -> DataFrame:
+        """A pinned state or log table, or no rows when it was not there."""
+        return tables.read(self.warehouse, table, self.inputs[table.name])
+
+    def count(self, **rows: int) -> None:
+        """Add to the run's counts, by what was counted."""
+        for name, number in rows.items():
+            self.rows[name] = self.rows.get(name, 0) + number
+
+    def commit(self, commit: Commit) -> None:
+        """Keep what a publication did. A table published twice keeps its first version before and its last after."""
+        name = commit.table.name
+        before = self.commits[name]["before"] if name in self.commits else commit.before
+        self.commits[name] = {"before": before, "after": commit.after}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a part of the run; say what it counted when it ends, and how far it is every few seconds until then."""
+        before, start, ended = dict(self.rows), time.monotonic(), threading.Event()
+        place = f"{self.author.job}: {name}"
+        watcher = threading.Thread(target=_watch, args=(self.warehouse.spark, place, ended), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+        took = time.monotonic() - start
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + took, 3)
+        counted = [f"{n - before.get(what, 0):,} {what}" for what, n in self.rows.items() if n != before.get(what, 0)]
+        log.info("%s: %s%.1f s", place, "".join(f"{part}, " for part in counted).replace("_", " "), took)
+
+    def summary(self) -> Summary:
+        is_changed = any(versions["before"] != versions["after"] for versions in self.commits.values())
+        status = "replayed" if self.is_replayed else "published" if is_changed else "nothing_to_do"
+        return Summary(self.author.job, self.author.run_id, status, self.as_of, self.rows, self.commits, self.seconds)
+
+
+@contextmanager
+def open_run(
+    warehouse: Warehouse,
+    job: str,
+    run_id: str,
+    *,
+    reads: Sequence[Table] = (),
+    sources: Mapping[str, Snapshot] | None = None,
+    settings_digest: bytes,
+    as_of: date | None = None,
+    dated: datetime | None = None,
+) -> Iterator[Run]:
+    """Open a run, pin what it `reads` (and name its `sources` that are not our tables), and close it at the end.
+
+    A run that is over already comes back as replayed: do nothing then. A run that died is resumed with the versions
+    it had pinned; one that failed starts over. Without `as_of` it is the UTC date of the newest input (`dated`, or
+    the newest pinned commit). Raises ConfigError when the run is over with other settings, NewerPublished when the
+    job already published for a later day.
+    """
+    author = Author(job, run_id)
+    inputs: dict[str, Snapshot | None]
+    earlier = _earlier(warehouse, author)
+    if earlier is not None and earlier["status"] in _OVER:
+        if bytes(earlier["settings_digest"]) != settings_digest:
+            raise ConfigError(
+                f"{job}: run {run_id} ended with settings {bytes(earlier['settings_digest']).hex()}, "
+                f"asked for now with {settings_digest.hex()}; give the changed run another run_id"
+            )
+        log.info("%s: run %s is done already", job, run_id)
+        yield _replayed(warehouse, author, earlier)
+        return
+    if earlier is not None and earlier["status"] == "open":
+        log.warning("%s: run %s was cut off; resuming with the versions that it had pinned", job, run_id)
+        pinned = {name: Snapshot(at["table_id"], at["version"]) for name, at in earlier["inputs"].items()}
+        inputs = {**{table.name: None for table in reads}, **pinned}
+        as_of = earlier["as_of"]
+    else:
+        inputs = {**{table.name: tables.snapshot(warehouse, table) for table in reads}, **(sources or {})}
+        times = [dated] if dated else [
+            tables.committed_at(warehouse, table, at.version) for table in reads if (at := inputs[table.name])
+        ]  # fmt: skip
+        as_of = as_of or (max(times).date() if times else None)
+        _refuse_older(warehouse, author, as_of)
+    run = Run(warehouse, author, as_of, False, inputs)
+    started = datetime.now(UTC)
+    _write(run, started, "open", settings_digest)
+    try:
+        yield run
+    except Exception as error:
+        _close_failed(run, started, settings_digest, error)
+        raise
+    _write(run, started, run.summary().status, settings_digest, ended=datetime.now(UTC))
+
+
+def _earlier(warehouse: Warehouse, author: Author) -> Row | None:
+    at = tables.snapshot(warehouse, RUNS)
+    if at is None:
+        return None
+    mine = (F.col("job") == author.job) & (F.col("run_id") == author.run_id)
+    found = tables.read(warehouse, RUNS, at).where(mine).collect()
+    return found[0] if found else None
+
+
+def _replayed(warehouse: Warehouse, author: Author, earlier: Row) -> Run:
+    commits = {name: {"before": at["before"], "after": at["after"]} for name, at in earlier["published"].items()}
+    return Run(warehouse, author, earlier["as_of"], True, {}, earlier["rows"], earlier["seconds"], commits)
+
+
+def _refuse_older(warehouse: Warehouse, author: Author, as_of: date | None) -> None:
+    at = tables.snapshot(warehouse, RUNS)
+    if at is None or as_of is None:
+        return
+    later = (F.col("job") == author.job) & (F.col("status") == "published") & (F.col("as_of") > F.lit(as_of))
+    newest = tables.read(warehouse, RUNS, at).where(later).agg(F.max("as_of").alias("as_of")).collect()[0]["as_of"]
+    if newest is not None:
+        raise NewerPublished(f"{author.job}: asked for {as_of}, but {newest} is published already; nothing was done")
+
+
+def _write(
+    run: Run, started: datetime, status: str, settings_digest: bytes, *, ended: datetime | None = None, error: str = ""
+) -> None:
+    row = {
+        "job": run.author.job,
+        "run_id": run.author.run_id,
+        "status": status,
+        "as_of": run.as_of,
+        "started_at": started,
+        "ended_at": ended,
+        "settings_digest": settings_digest,
+        "inputs": {name: (at.table_id, at.version) for name, at in run.inputs.items() if at},
+        "rows": run.rows,
+        "seconds": run.seconds,
+        "published": {name: (at["before"], at["after"]) for name, at in run.commits.items()},
+        "error": error or None,
+    }
+    tables.put(run.warehouse, RUNS, row, run.author)
+
+
+def _close_failed(run: Run, started: datetime, settings_digest: bytes, error: Exception) -> None:
+    try:
+        _write(run, started, "failed", settings_digest, ended=datetime.now(UTC), error=type(error).__name__)
+    except Exception as second:  # the first error is the one to report
+        log.warning("%s: the run's row could not be closed (%s)", run.author.job, type(second).__name__)
+
+
+def _watch(spark: SparkSession, place: str, ended: threading.Event) -> None:
+    start = time.monotonic()
+    while not ended.wait(_PROGRESS_SECONDS):
+        tracker = spark.sparkContext.statusTracker()
+        stages = [info for stage in tracker.getActiveStageIds() if (info := tracker.getStageInfo(stage)) is not None]
+        if stages:
+            done, total = sum(info.numCompletedTasks for info in stages), sum(info.numTasks for info in stages)
+            log.info("%s: %d of %d tasks, %.0f s so far", place, done, total, time.monotonic() - start)

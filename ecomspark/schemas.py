@@ -1,0 +1,453 @@
+"""Every table: what one row is, its columns with a sentence each, its key, its kind, its layout. Declared once, here.
+
+A column is not null unless its sentence says what null means. Pure declarations: `tables.py` makes them real.
+
+Three kinds. **state**: the truth at a version, merged by key, only rows that differ. **memory**: what Python made of
+content, append-only and content-addressed; a row depends on nothing but the digests in its key, so it is never stale,
+and two rows of one key say the same. **log**: what happened, appended where its key is not there yet.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["state", "memory", "log"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `type` in Spark's words. Of two rows of a state table that are alike in all other compared columns,
+    one differs in this column when `difference` says so: `value` (null-safe unequal), `keys` (of a map: its keys, not
+    its values), `never` (who changed it last, what is only kept for reading), or a number ε (by more than that)."""
+
+    name: str
+    type: str
+    meaning: str
+    is_nullable: bool = False
+    difference: Literal["value", "keys", "never"] | float = "value"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table. `bucketed_by`: the digest column whose first byte decides a row's part, for large tables only."""
+
+    name: str
+    one_row: str
+    kind: Kind
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+    bytes_a_row: int
+    bucketed_by: str | None = None
+    statistics: tuple[str, ...] = field(default=())
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    def column(self, name: str) -> Column:
+        return next(column for column in self.columns if column.name == name)
+
+
+def column(
+    name: str,
+    type: str,
+    meaning: str,
+    *,
+    null: str = "",
+    difference: Literal["value", "keys", "never"] | float = "value",
+) -> Column:
+    """A column; `null` says what null means, and a column without it is never null."""
+    return Column(name, type, f"{meaning}; null: {null}" if null else meaning, bool(null), difference)
+
+
+_DIGEST = "binary"
+_TERM = 1e-6  # terms and final scores are rounded to this step before they are compared or ordered
+
+CHANGED_BY = column("changed_by", "string", "run_id that last changed the row", difference="never")
+
+ITEMS = Table(
+    "items",
+    one_row="one sellable thing as the shop describes it now",
+    kind="state",
+    key=("item_id",),
+    columns=(
+        column("item_id", "string", "the shop's own id, unchanged"),
+        column("locale", "string", "market and language, such as uk, us, jp"),
+        column("title", "string", "title as the source has it, valid UTF-8, without control characters"),
+        column("brand", "string", "brand name", null="none stated"),
+        column("category", "string", "category, path parts joined by ' > '", null="none stated"),
+        column("description", "string", "long text, HTML allowed", null="none"),
+        column("attributes", "map<string,string>", "name to value, such as colour to red", null="none"),
+        column("price", "decimal(18,4)", "price of one, in `currency`", null="not known"),
+        column("currency", "string", "ISO 4217 code of `price`", null="not known"),
+        column(
+            "sold_count", "bigint", "units sold less units returned, over the source's whole span", null="not known"
+        ),
+        column("rating", "double", "mean stars, 1 to 5", null="not rated"),
+        column("rating_count", "bigint", "how many ratings the mean is of", null="not known"),
+        column("is_in_stock", "boolean", "can be bought now", null="not known, and then taken as available"),
+        column("listed_at", "timestamp", "when the item was first offered, UTC", null="not known"),
+        column("source_digest", _DIGEST, "digest of the fields that a model may read, as the source has them"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=400,
+    statistics=("item_id", "locale", "price", "sold_count", "listed_at"),
+)
+
+QUERY_ALIASES = Table(
+    "query_aliases",
+    one_row="a query as its source had it",
+    kind="state",
+    key=("source", "source_query_id"),
+    columns=(
+        column("source", "string", "where the query was seen, such as a log or a judgment set"),
+        column("source_query_id", "string", "the source's own id of the query"),
+        column("locale", "string", "market and language"),
+        column("query_text", "string", "what was typed, valid UTF-8, without control characters"),
+        column("text_source_digest", _DIGEST, "digest of `query_text`, under which `texts` knows it"),
+        column("traffic", "bigint", "how often it was asked over the source's span", null="not known, counted as 0"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=120,
+    statistics=("source", "locale", "traffic"),
+)
+
+QUERIES = Table(
+    "queries",
+    one_row="one distinct query of a locale; what normalises alike under identity recipe 1 is one query",
+    kind="state",
+    key=("query_id",),
+    columns=(
+        column("query_id", _DIGEST, "digest of locale and normalised text"),
+        column("locale", "string", "market and language"),
+        column("query_text", "string", "the query under identity recipe 1, which never changes"),
+        column("text_source_digest", _DIGEST, "digest of `query_text`, under which `texts` and `terms` know it"),
+        column("traffic", "bigint", "sum over the query's aliases"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=100,
+    statistics=("locale", "traffic"),
+)
+
+JUDGMENT_ALIASES = Table(
+    "judgment_aliases",
+    one_row="a judgment as its source had it, before its query is known by query_id",
+    kind="state",
+    key=("judgment_set", "source_query_id", "item_id"),
+    columns=(
+        column("judgment_set", "string", "judgments that share one scale and source"),
+        column("source", "string", "the `source` of the query's alias"),
+        column("source_query_id", "string", "the source's own id of the query"),
+        column("item_id", "string", "the judged item"),
+        column("grade", "int", "ordinal, 0 is worst"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=80,
+    statistics=("judgment_set", "source", "grade"),
+)
+
+JUDGMENTS = Table(
+    "judgments",
+    one_row="an assessor's grade of (query, item)",
+    kind="state",
+    key=("judgment_set", "query_id", "item_id"),
+    columns=(
+        column("judgment_set", "string", "judgments that share one scale and source"),
+        column("query_id", _DIGEST, "the judged query"),
+        column("item_id", "string", "the judged item"),
+        column("grade", "int", "ordinal, 0 is worst"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=60,
+    statistics=("judgment_set", "grade"),
+)
+
+SPLITS = Table(
+    "splits",
+    one_row="which side a query is on, for a named split",
+    kind="state",
+    key=("split", "query_id"),
+    columns=(
+        column("split", "string", "name of the split"),
+        column("query_id", _DIGEST, "the query"),
+        column("side", "string", "train, validation or test"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=50,
+    statistics=("split", "side"),
+)
+
+INTERACTIONS = Table(
+    "interactions",
+    one_row="one thing a shopper did",
+    kind="log",
+    key=("interaction_id",),
+    columns=(
+        column("interaction_id", "string", "the source's id of it, or one made of what identifies it there"),
+        column("kind", "string", "impression, click, cart, favourite, purchase, return or review"),
+        column("item_id", "string", "the item it was done to"),
+        column("occurred_at", "timestamp", "when, UTC"),
+        column("source", "string", "`source` of the query's alias", null="no query is known"),
+        column("source_query_id", "string", "the query that led to it", null="not known"),
+        column("position", "int", "1-based place at which the item was shown", null="not known"),
+        column("quantity", "bigint", "units, more than 0 also for a return", null="does not apply"),
+        column("price", "decimal(18,4)", "price of one", null="does not apply or not known"),
+        column("currency", "string", "ISO 4217 code of `price`", null="not known"),
+        column("basket_id", "string", "what was bought together", null="not known"),
+        column("rating", "double", "stars of a review, 1 to 5", null="no review"),
+        column("dwell_seconds", "double", "time spent", null="not measured"),
+    ),
+    bytes_a_row=70,
+    statistics=("kind", "occurred_at"),
+)
+
+CANDIDATES = Table(
+    "candidates",
+    one_row="an item proposed for a query before scoring",
+    kind="state",
+    key=("query_id", "item_id"),
+    columns=(
+        column("query_id", _DIGEST, "the query"),
+        column("item_id", "string", "the proposed item"),
+        column(
+            "sources",
+            "map<string,double>",
+            "who proposed it, with the source's own score when it first did",
+            difference="keys",
+        ),
+        CHANGED_BY,
+    ),
+    bytes_a_row=50,
+    bucketed_by="query_id",
+)
+
+COLLECTION_STATISTICS = Table(
+    "collection_statistics",
+    one_row="what BM25 knows of a locale's items, by version; under the empty term, of all of them",
+    kind="state",
+    key=("statistics_version", "locale", "term"),
+    columns=(
+        column("statistics_version", "int", "raised on request; candidates name the version that scored them"),
+        column("locale", "string", "market and language"),
+        column("term", "string", "a term as `text.terms` makes it; empty: all items"),
+        column("item_count", "bigint", "items with the term in any searched field; under the empty term, all items"),
+        column(
+            "average_lengths",
+            "map<string,double>",
+            "mean count of terms by field",
+            null="given under the empty term only",
+        ),
+        CHANGED_BY,
+    ),
+    bytes_a_row=40,
+    statistics=("statistics_version", "locale", "item_count"),
+)
+
+TEXTS = Table(
+    "texts",
+    one_row="what a recipe makes of a source: the text that a model reads",
+    kind="memory",
+    key=("source_digest", "role", "recipe_digest"),
+    columns=(
+        column("source_digest", _DIGEST, "digest of the source's fields"),
+        column("role", "string", "query or passage"),
+        column("recipe_digest", _DIGEST, "digest of the recipe with all its settings"),
+        column("text", "string", "the text"),
+        column("text_digest", _DIGEST, "digest of `text`, under which `scores` and `embeddings` know it"),
+        column("cut_characters", "bigint", "characters that the recipe's caps took off"),
+    ),
+    bytes_a_row=350,
+    bucketed_by="source_digest",
+)
+
+TERMS = Table(
+    "terms",
+    one_row="what an analyser makes of a field: its terms",
+    kind="memory",
+    key=("field_text_digest", "analyser_digest"),
+    columns=(
+        column("field_text_digest", _DIGEST, "digest of the field's text as the source has it"),
+        column("analyser_digest", _DIGEST, "digest of the analyser with all its settings"),
+        column("terms", "array<string>", "terms in order, repetitions kept"),
+    ),
+    bytes_a_row=120,
+    bucketed_by="field_text_digest",
+)
+
+SCORES = Table(
+    "scores",
+    one_row="what a scorer said of a query's and an item's text, or the error that it met",
+    kind="memory",
+    key=("query_digest", "passage_digest", "scorer_digest", "attempt"),
+    columns=(
+        column("query_digest", _DIGEST, "text_digest of the query"),
+        column("passage_digest", _DIGEST, "text_digest of the passage"),
+        column("scorer_digest", _DIGEST, "digest of all that decides the logit"),
+        column("attempt", "int", "1 for the first try"),
+        column("logit", "double", "the model's raw number, fp32, before any activation", null="the pair met an error"),
+        column("activation", "double", "logit through the head's activation, 0 to 1", null="the pair met an error"),
+        column("token_count", "int", "tokens read, special ones included", null="the pair met an error"),
+        column("cut_query_tokens", "int", "tokens of the query that its cap took off", null="the pair met an error"),
+        column("cut_passage_tokens", "int", "tokens of the passage cut", null="the pair met an error"),
+        column("error", "string", "class of the error; never its message", null="there is a logit"),
+        column("error_kind", "string", "passing (may heal) or lasting", null="there is a logit"),
+    ),
+    bytes_a_row=70,
+    bucketed_by="query_digest",
+)
+
+EMBEDDINGS = Table(
+    "embeddings",
+    one_row="the vector that an encoder gives a text in a role",
+    kind="memory",
+    key=("text_digest", "role", "scorer_digest"),
+    columns=(
+        column("text_digest", _DIGEST, "text_digest of the text"),
+        column("role", "string", "query, passage or symmetric"),
+        column("scorer_digest", _DIGEST, "digest of all that decides the vector"),
+        column("vector", "array<float>", "unit length"),
+    ),
+    bytes_a_row=1_600,
+    bucketed_by="text_digest",
+)
+
+RANKINGS = Table(
+    "rankings",
+    one_row="what search should show for a query now, under a policy: an item, its rank and every term of its score",
+    kind="state",
+    key=("variant", "query_id", "item_id"),
+    columns=(
+        column("variant", "string", "name of the policy"),
+        column("query_id", _DIGEST, "the query"),
+        column("item_id", "string", "the item"),
+        column("rank", "int", "1 is best; no gaps, no ties: equal scores are ordered by item_id"),
+        column(
+            "final_score",
+            "double",
+            "availability + band + the sum of the weighted terms below; higher is better, falls with rank",
+            difference=_TERM,
+        ),
+        column(
+            "availability",
+            "double",
+            "0 when available or not known, minus the count of bands when out of stock",
+            difference=_TERM,
+        ),
+        column("band", "int", "band of relevance, 0 is the lowest; other terms reorder only within it"),
+        column("relevance", "double", "expected gain, 0 to 1: the logit, calibrated", difference=_TERM),
+        column("relevance_term", "double", "weight x relevance; absolute; higher is better", difference=_TERM),
+        column(
+            "price_term",
+            "double",
+            "weight x (1 - percent rank of price among the query's candidates of one category and currency); "
+            "within-query; cheaper is better; 0.5 where price is not known or nothing compares",
+            difference=_TERM,
+        ),
+        column(
+            "sold_term",
+            "double",
+            "weight x min(1, ln(1 + sold_count) / ln(1 + sold_cap)); absolute; more is better; 0 where not known",
+            difference=_TERM,
+        ),
+        column(
+            "rating_term",
+            "double",
+            "weight x (shrunk mean - 1) / 4, shrunk = (rating x n + prior x m) / (n + m); absolute; higher is better; "
+            "the prior where not rated",
+            difference=_TERM,
+        ),
+        column(
+            "freshness_term",
+            "double",
+            "weight x the step for the days from listed_at to as_of; absolute; newer is better; 0 where not known",
+            difference=_TERM,
+        ),
+        column("logit", "double", "the model's raw number", difference=1e-4),
+        column("query_digest", _DIGEST, "text_digest of the scored query"),
+        column("passage_digest", _DIGEST, "text_digest of the scored passage"),
+        column("scorer_digest", _DIGEST, "which scorer; one per query and variant"),
+        column("calibration_digest", _DIGEST, "which calibration"),
+        column("settings_digest", _DIGEST, "which policy settings"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=200,
+    bucketed_by="query_id",
+)
+
+QUARANTINE = Table(
+    "quarantine",
+    one_row="a row that could not be used, and why",
+    kind="state",
+    key=("table_name", "source_key", "row_digest", "reason"),
+    columns=(
+        column("table_name", "string", "the table that it was meant for"),
+        column("source_key", "string", "its key there, parts joined by '/'; empty where the key itself is missing"),
+        column("row_digest", _DIGEST, "digest of the row as mapped"),
+        column("reason", "string", "why, one word or two"),
+        column("row", "string", "the row as JSON, its first 2,000 characters", difference="never"),
+        column("tries", "int", "in how many runs it failed with new content", difference="never"),
+        column("resolved_at", "timestamp", "when its key passed", null="not yet"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=500,
+    statistics=("table_name", "reason"),
+)
+
+RUNS = Table(
+    "runs",
+    one_row="one execution of one job: opened when it starts, closed when it ends",
+    kind="state",
+    key=("job", "run_id"),
+    columns=(
+        column("job", "string", "the pipeline's name"),
+        column("run_id", "string", "name that the caller gave"),
+        column("status", "string", "open, published, nothing_to_do, or failed"),
+        column("as_of", "date", "the day that the run takes for today", null="no input has a date yet"),
+        column("started_at", "timestamp", "when it last started"),
+        column("ended_at", "timestamp", "when it ended", null="it has not, or it died"),
+        column("settings_digest", _DIGEST, "digest of the settings that decide output"),
+        column(
+            "inputs", "map<string,struct<table_id:string,version:bigint>>", "state and log tables at pinned versions"
+        ),
+        column("rows", "map<string,bigint>", "counts by what was counted"),
+        column("seconds", "map<string,double>", "seconds by stage"),
+        column("published", "map<string,struct<before:bigint,after:bigint>>", "table versions before and after"),
+        column("error", "string", "class of the error that ended it; never its message", null="none"),
+    ),
+    bytes_a_row=900,
+    statistics=("job", "run_id", "status", "as_of", "started_at"),
+)
+
+RUN_METRICS = Table(
+    "run_metrics",
+    one_row="one evaluation figure with its count of queries and its interval",
+    kind="log",
+    key=("job", "run_id", "judgment_set", "ranker", "metric", "slice"),
+    columns=(
+        column("job", "string", "the evaluating job"),
+        column("run_id", "string", "the evaluating run"),
+        column("judgment_set", "string", "the judgments"),
+        column("ranker", "string", "whose order: final, model, bm25, cosine, chance or published"),
+        column("metric", "string", "such as ndcg@10"),
+        column("slice", "string", "which queries: all, or a part of them"),
+        column("value", "double", "mean over the queries"),
+        column("query_count", "int", "queries in the mean"),
+        column("omitted_count", "int", "queries left out because nothing judged for them has a gain"),
+        column("low", "double", "lower end of the 95 % bootstrap interval of the mean"),
+        column("high", "double", "upper end"),
+        column(
+            "difference", "double", "the final ranking's mean less this one's, over the same queries", null="itself"
+        ),
+        column("difference_low", "double", "lower end of its paired bootstrap interval", null="itself"),
+        column("difference_high", "double", "upper end", null="itself"),
+    ),
+    bytes_a_row=150,
+    statistics=("job", "run_id", "judgment_set", "ranker", "metric", "slice"),
+)
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        ITEMS, QUERY_ALIASES, QUERIES, JUDGMENT_ALIASES, JUDGMENTS, SPLITS, INTERACTIONS, CANDIDATES,
+        COLLECTION_STATISTICS, TEXTS, TERMS, SCORES, EMBEDDINGS, RANKINGS, QUARANTINE, RUNS, RUN_METRICS,
+    )
+}  # fmt: skip

@@ -1,0 +1,266 @@
+"""Where the tables are, whether they are what `schemas.py` declares, and reading them at a version."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from delta.tables import DeltaTable
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from ecomspark.errors import ConfigError, ContractError
+from ecomspark.schemas import Table
+
+BUCKET = "bucket"
+_BUCKETS_PROPERTY = "ecomspark.buckets"
+_CATALOG = re.compile(r"catalog:(?P<name>\w+(\.\w+){1,2})")
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """Where tables are. `location`: a folder or prefix, or `catalog:NAME.SCHEMA`; `buckets`: for tables made anew.
+
+    Raises ConfigError when `location` starts like a catalog's but does not go on like one.
+    """
+
+    spark: SparkSession
+    location: str
+    buckets: int = 64
+
+    def __post_init__(self) -> None:
+        if self.location.startswith("catalog:") and not _CATALOG.fullmatch(self.location):
+            raise ConfigError(f"warehouse: expected catalog:NAME.SCHEMA, found {self.location}")
+
+    def name(self, table: Table) -> str:
+        """The table in a statement: quoted parts of a catalog's name, or delta.`path`."""
+        if found := _CATALOG.fullmatch(self.location):
+            return ".".join(_quoted(part) for part in [*found["name"].split("."), *table.name.split("/")])
+        return f"delta.{_quoted(self.path(table) or '')}"
+
+    def path(self, table: Table) -> str | None:
+        """The table's folder; None in a catalog."""
+        return None if self.location.startswith("catalog:") else f"{self.location.rstrip('/')}/{table.name}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A table at a version. The id tells a recreated table, whose versions start at 0 again, from the one meant."""
+
+    table_id: str
+    version: int
+
+
+def exists(warehouse: Warehouse, table: Table) -> bool:
+    """Whether the table has been made."""
+    path = warehouse.path(table)
+    if path is not None:
+        return bool(DeltaTable.isDeltaTable(warehouse.spark, path))
+    return bool(warehouse.spark.catalog.tableExists(warehouse.name(table)))
+
+
+def delta(warehouse: Warehouse, table: Table) -> DeltaTable:
+    """Delta's own handle of a table that exists."""
+    path = warehouse.path(table)
+    return (
+        DeltaTable.forName(warehouse.spark, warehouse.name(table))
+        if path is None
+        else DeltaTable.forPath(warehouse.spark, path)
+    )
+
+
+def snapshot(warehouse: Warehouse, table: Table) -> Snapshot | None:
+    """The table's id and newest version; None while it has not been made."""
+    return _newest(warehouse, table) if exists(warehouse, table) else None
+
+
+def committed_at(warehouse: Warehouse, table: Table, version: int) -> datetime:
+    """When `version` was committed, UTC. Raises ContractError when the history no longer has it."""
+    found = delta(warehouse, table).history().where(F.col("version") == version).select("timestamp").collect()
+    if not found:
+        raise ContractError(f"{table.name}: version {version} is not in its history; start a run with a new run_id")
+    return _utc(found[0]["timestamp"])
+
+
+def create(warehouse: Warehouse, table: Table) -> Snapshot:
+    """Make the table if it is not there; if it is, see that it is what its declaration says. Its newest snapshot.
+
+    A nullable column that the declaration gained is added. Anything else (a type changed, a column gone or renamed,
+    nullability flipped) raises ContractError with every difference, before anything is written.
+    """
+    if not exists(warehouse, table):
+        _make(warehouse, table)
+        return _newest(warehouse, table)
+    found = {field.name: field for field in whole(warehouse, table).schema.fields}
+    faults, added = [], []
+    for column in table.columns:
+        field = found.get(column.name)
+        if field is None and column.is_nullable:
+            added.append(f"{_quoted(column.name)} {column.type} COMMENT {_literal(column.meaning)}")
+        elif field is None:
+            faults.append(f"{column.name}: expected {column.type}, found no such column")
+        elif field.dataType.simpleString() != column.type:
+            faults.append(f"{column.name}: expected {column.type}, found {field.dataType.simpleString()}")
+        elif field.nullable != column.is_nullable:
+            faults.append(f"{column.name}: expected {_nullness(column.is_nullable)}, found {_nullness(field.nullable)}")
+    faults += [f"{name}: found, but not declared" for name in found if name not in {*table.column_names, BUCKET}]
+    raise_faults(
+        f"{table.name}: the table is not what schemas.py declares; migrate it or name another warehouse", faults
+    )
+    if added:
+        warehouse.spark.sql(f"ALTER TABLE {warehouse.name(table)} ADD COLUMNS ({', '.join(added)})")
+    return _newest(warehouse, table)
+
+
+def read(warehouse: Warehouse, table: Table, at: Snapshot | None) -> DataFrame:
+    """The declared columns of a state or log table at a pinned version; no rows if it was not there when pinned.
+
+    Raises ContractError when another table has taken the place of the one that was pinned.
+    """
+    if table.kind == "memory":
+        raise ValueError(f"{table.name}: a memory table is read with read_memory")
+    if at is None:
+        return empty(warehouse, table)
+    now = snapshot(warehouse, table)
+    if now is None or now.table_id != at.table_id:
+        raise ContractError(
+            f"{table.name}: expected the table that was pinned, found {'another' if now else 'none'} in its place; "
+            "start a run with a new run_id"
+        )
+    # A column that the declaration gained and the table has not yet is null in every row.
+    rows = whole(warehouse, table, at.version)
+    return rows.select(
+        *(
+            F.col(c.name) if c.name in rows.columns or not c.is_nullable else F.lit(None).cast(c.type).alias(c.name)
+            for c in table.columns
+        )
+    )
+
+
+def read_memory(warehouse: Warehouse, table: Table, wanted: DataFrame | None = None) -> DataFrame:
+    """A memory table at its newest version, one row a key: one with a result before one with an error, then the
+    earliest commit. So a doubled append doubles nothing behind it.
+
+    `wanted`: values of some key columns; only rows with these are looked at.
+    """
+    if table.kind != "memory":
+        raise ValueError(f"{table.name}: not a memory table")
+    if not exists(warehouse, table):
+        return empty(warehouse, table)
+    has_error = F.col("error").isNotNull() if "error" in table.column_names else F.lit(False)
+    best_first = Window.partitionBy(*table.key).orderBy(has_error, "_committed", "_row")
+    rows = whole(warehouse, table).select(
+        *table.column_names,
+        F.col("_metadata.row_commit_version").alias("_committed"),
+        F.col("_metadata.row_id").alias("_row"),
+    )
+    rows = rows if wanted is None else rows.join(wanted, on=wanted.columns, how="left_semi")
+    return rows.withColumn("_place", F.row_number().over(best_first)).where("_place = 1").select(*table.column_names)
+
+
+def read_source(spark: SparkSession, name: str, at: Snapshot | None = None) -> tuple[DataFrame, Snapshot, datetime]:
+    """A Delta table that is not ours, by path or catalog name: its rows, its pinned version and that one's time."""
+    handle = DeltaTable.forPath(spark, name) if "/" in name else DeltaTable.forName(spark, name)
+    newest = handle.history(1).select("version").collect()[0]["version"]
+    pinned = at or Snapshot(handle.detail().select("id").collect()[0]["id"], newest)
+    reader = spark.read.format("delta").option("versionAsOf", pinned.version)
+    rows = reader.load(name) if "/" in name else reader.table(name)
+    when = handle.history().where(F.col("version") == pinned.version).select("timestamp").collect()[0]["timestamp"]
+    return rows, pinned, _utc(when)
+
+
+def empty(warehouse: Warehouse, table: Table) -> DataFrame:
+    """No rows, with the declared columns."""
+    return warehouse.spark.createDataFrame([], ddl(table))
+
+
+def conform(rows: DataFrame, table: Table) -> DataFrame:
+    """The declared columns in order. Raises ContractError with every column that is missing or of another type."""
+    found = {field.name: field.dataType.simpleString() for field in rows.schema.fields}
+    faults = [
+        f"{column.name}: expected {column.type}, found {found.get(column.name, 'no such column')}"
+        for column in table.columns
+        if found.get(column.name) != column.type
+    ]
+    raise_faults(f"{table.name}: the rows to publish are not what schemas.py declares", faults)
+    return rows.select(*table.column_names)
+
+
+def raise_faults(headline: str, faults: Sequence[str]) -> None:
+    """Raise ContractError with a headline and a line a fault; nothing if there is none."""
+    if faults:
+        raise ContractError("\n".join([headline, *(f"  {fault}" for fault in faults)]))
+
+
+def whole(warehouse: Warehouse, table: Table, version: int | None = None) -> DataFrame:
+    """Every column that a table has, the bucket too."""
+    reader = warehouse.spark.read.format("delta")
+    reader = reader if version is None else reader.option("versionAsOf", version)
+    path = warehouse.path(table)
+    return reader.table(warehouse.name(table)) if path is None else reader.load(path)
+
+
+def with_bucket(warehouse: Warehouse, table: Table, rows: DataFrame) -> DataFrame:
+    """`rows` with the part of the table that each belongs to; as they are if the table has none."""
+    if not table.bucketed_by:
+        return rows
+    properties: Mapping[str, str] = delta(warehouse, table).detail().select("properties").collect()[0]["properties"]
+    return rows.withColumn(BUCKET, bucket_of(F.col(table.bucketed_by), int(properties[_BUCKETS_PROPERTY])))
+
+
+def bucket_of(digest: Column, buckets: int) -> Column:
+    """The part that a digest's rows are in: its first byte modulo the count of buckets."""
+    return F.conv(F.hex(F.substring(digest, 1, 1)), 16, 10).cast("int") % F.lit(buckets)
+
+
+def ddl(table: Table) -> str:
+    """The declared columns as Spark spells a schema."""
+    return ", ".join(f"{_quoted(column.name)} {column.type}" for column in table.columns)
+
+
+def _newest(warehouse: Warehouse, table: Table) -> Snapshot:
+    handle = delta(warehouse, table)
+    table_id = handle.detail().select("id").collect()[0]["id"]
+    return Snapshot(table_id, handle.history(1).select("version").collect()[0]["version"])
+
+
+def _utc(collected: datetime) -> datetime:
+    # Spark hands timestamps to Python without a zone, in the zone of this process.
+    return collected.astimezone(UTC)
+
+
+def _make(warehouse: Warehouse, table: Table) -> None:
+    columns = [
+        f"{_quoted(c.name)} {c.type}{'' if c.is_nullable else ' NOT NULL'} COMMENT {_literal(c.meaning)}"
+        for c in table.columns
+    ]
+    properties = {"delta.enableChangeDataFeed": "true", "delta.enableDeletionVectors": "true"}
+    if table.kind == "memory":
+        properties = {"delta.enableRowTracking": "true"}
+    # The smallest and largest value of a column stay in the log for long: only columns named as harmless go there.
+    if table.statistics:
+        properties["delta.dataSkippingStatsColumns"] = ",".join(table.statistics)
+    else:
+        properties["delta.dataSkippingNumIndexedCols"] = "0"
+    partitioned = ""
+    if table.bucketed_by:
+        columns.append(f"{BUCKET} int NOT NULL COMMENT {_literal(f'first byte of {table.bucketed_by} modulo buckets')}")
+        properties[_BUCKETS_PROPERTY] = str(warehouse.buckets)
+        partitioned = f"PARTITIONED BY ({BUCKET}) "
+    spelled = ", ".join(f"{_literal(key)} = {_literal(value)}" for key, value in properties.items())
+    warehouse.spark.sql(
+        f"CREATE TABLE IF NOT EXISTS {warehouse.name(table)} ({', '.join(columns)}) USING delta {partitioned}"
+        f"COMMENT {_literal(table.one_row)} TBLPROPERTIES ({spelled})"
+    )
+
+
+def _nullness(is_nullable: bool) -> str:
+    return "nullable" if is_nullable else "not null"
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

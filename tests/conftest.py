@@ -1,0 +1,74 @@
+"""One Spark session for the whole test process, and rows of declared tables without the columns that do not matter."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Workers find the fakes that tests define; no library may ask a network for a model.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The session that every Spark test shares: it takes 10 s to start, and Delta's classes some more to load.
+
+    The project's own properties, with what tests differ in: two slots whatever the machine (the figures of the tests
+    about partitions count on it), tasks tried four times (fault tests), warehouse of the catalog in a folder of ours.
+    """
+    from pyspark.sql import SparkSession
+
+    own = {
+        "spark.master": "local[2,4]",
+        "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("catalog")),
+        "spark.sql.shuffle.partitions": "2",
+    }
+    flags = " ".join(f"--conf {key}={value}" for key, value in own.items())
+    os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {ROOT / 'conf/spark-local.conf'} {flags} pyspark-shell"
+    session = SparkSession.builder.appName("tests").getOrCreate()
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def warehouse(spark: Any, tmp_path: Path) -> Any:
+    """An empty warehouse in a folder of the test's own."""
+    from ecomspark.tables import Warehouse
+
+    return Warehouse(spark, str(tmp_path / "warehouse"), buckets=2)
+
+
+@pytest.fixture
+def rows(spark: Any) -> Callable[..., Any]:
+    """`rows(TABLE, {...}, {...})`: a DataFrame of a declared table; columns that are not named get a harmless value."""
+    from ecomspark.tables.warehouse import ddl
+
+    def build(table: Any, *given: dict[str, Any]) -> Any:
+        unknown = {name for row in given for name in row} - set(table.column_names)
+        assert not unknown, f"{table.name} has no column {', '.join(unknown)}"
+        filled = [
+            tuple(row[c.name] if c.name in row else None if c.is_nullable else harmless(c.type) for c in table.columns)
+            for row in given
+        ]
+        return spark.createDataFrame(filled, ddl(table))
+
+    return build
+
+
+def harmless(type_name: str) -> Any:
+    """A value for a column that a test does not care about."""
+    values: dict[str, Any] = {
+        "string": "x", "binary": b"\0" * 16, "int": 0, "bigint": 0, "double": 0.0, "boolean": True,
+        "timestamp": datetime(2020, 1, 1, tzinfo=UTC), "decimal(18,4)": Decimal(1), "date": datetime(2020, 1, 1).date(),
+    }  # fmt: skip
+    return values.get(type_name, {} if type_name.startswith("map") else [])
