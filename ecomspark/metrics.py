@@ -1,0 +1,120 @@
+"""Ranking metrics on plain sequences, graded, and their uncertainty. Pure: no Spark, no models.
+
+A query's ranking is given as the gains, or grades, of its items in rank order. An item nobody judged counts as 0.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Metric = Callable[[Sequence[float]], float | None]
+
+
+def ndcg(gains: Sequence[float], judged: Sequence[float], k: int) -> float | None:
+    """NDCG@k of one query (Järvelin & Kekäläinen 2002): `gains` in rank order against the best order of `judged`.
+
+    None if nothing judged is worth anything. An unjudged item has gain 0. Gains are linear: map grades first.
+
+    >>> round(ndcg([0.0, 1.0], judged=[1.0, 0.0], k=2), 4)
+    0.6309
+    """
+    best = _dcg(sorted(judged, reverse=True), k)
+    return _dcg(gains, k) / best if best > 0 else None
+
+
+def reciprocal_rank(grades: Sequence[float], threshold: float) -> float:
+    """1 / rank of the first item of at least the threshold grade; 0 if there is none.
+
+    >>> reciprocal_rank([0, 1, 3], threshold=2)
+    0.3333333333333333
+    """
+    return next((1.0 / rank for rank, grade in enumerate(grades, start=1) if grade >= threshold), 0.0)
+
+
+def precision(grades: Sequence[float], threshold: float, k: int) -> float:
+    """Share of the first k places held by items of at least the threshold grade; empty places count against it.
+
+    >>> precision([3, 0, 2], threshold=2, k=4)
+    0.5
+    """
+    return sum(grade >= threshold for grade in grades[:k]) / k
+
+
+def recall(grades: Sequence[float], judged: Sequence[float], threshold: float, k: int) -> float | None:
+    """Share of all judged items of at least the threshold grade that are among the first k; None if there are none.
+
+    >>> recall([3, 0, 2], judged=[3, 0, 2, 2], threshold=2, k=2)
+    0.3333333333333333
+    """
+    wanted = sum(grade >= threshold for grade in judged)
+    return sum(grade >= threshold for grade in grades[:k]) / wanted if wanted else None
+
+
+def auc(grades: Sequence[float], threshold: float) -> float | None:
+    """Chance that an item of at least the threshold grade stands above one below it, within one query's order.
+
+    Mann & Whitney 1947. None unless there are items on both sides.
+
+    >>> auc([3, 0, 2, 1], threshold=2)
+    0.75
+    """
+    positives = negatives = above = 0
+    for grade in grades:
+        if grade >= threshold:
+            positives += 1
+        else:
+            negatives += 1
+            above += positives
+    return above / (positives * negatives) if positives and negatives else None
+
+
+def chance(metric: Metric, values: Sequence[float], shuffles: int, seed: Sequence[int]) -> float | None:
+    """The metric's mean over seeded random orders of one query's items; None where the metric has no value."""
+    generator = np.random.default_rng(list(seed))
+    order = np.array(values, dtype=float)
+    drawn = [metric(generator.permutation(order).tolist()) for _ in range(shuffles)]
+    return None if drawn[0] is None else float(np.mean([value for value in drawn if value is not None]))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its percentile bootstrap interval (Efron 1979), 95 %."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap(values: Sequence[float], resamples: int, seed: int) -> Interval:
+    """The mean of one value a query, and its interval over resampled queries. Differences give a paired interval.
+
+    The same seed and count of queries draw the same queries for every ranker. Raises ValueError without values.
+    """
+    if not values:
+        raise ValueError("no query to take a mean over")
+    array = np.array(values, dtype=float)
+    generator = np.random.default_rng(seed)
+    means = np.array([array[generator.integers(0, len(array), len(array))].mean() for _ in range(resamples)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(array.mean()), float(low), float(high))
+
+
+def expected_gain(logit: float, points: Sequence[tuple[float, float]]) -> float:
+    """A logit through a calibration: linear between its points, strictly rising towards 0 and 1 beyond them.
+
+    `features.ranking.expected_gain` is the same in Spark SQL.
+
+    >>> round(expected_gain(0.5, [(0.0, 0.2), (1.0, 0.4)]), 4)
+    0.3
+    """
+    (low, bottom), (high, top) = points[0], points[-1]
+    if logit <= low:
+        return bottom * float(np.exp(logit - low))
+    if logit >= high:
+        return 1.0 - (1.0 - top) * float(np.exp(high - logit))
+    return float(np.interp(logit, [x for x, _ in points], [y for _, y in points]))
+
+
+def _dcg(gains: Sequence[float], k: int) -> float:
+    return float(sum(gain / np.log2(rank + 1) for rank, gain in enumerate(gains[:k], start=1)))

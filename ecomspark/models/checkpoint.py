@@ -1,0 +1,249 @@
+"""A checkpoint: a folder of weights and tokenizer with `card.json`, sealed when made and verified before it is used.
+
+No torch here: the driver verifies a checkpoint without loading it, and what travels to executors is a path and a
+digest. Refused: pickles, remote code, hub names, links that leave the models folder, files that are not what the card
+says, and a head that nobody trained.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ecomspark.errors import CheckpointError
+from ecomspark.text import TextRecipe, settings_digest
+
+CARD = "card.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+_NAME = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9_.=-]{0,127}")
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".msgpack", ".h5"}
+_HEADS = ("classifier", "score", "out_proj")
+_MIB = 1024 * 1024
+
+
+class Card(BaseModel):
+    """What a checkpoint is and where it comes from. The keys that decide a logit or a vector are in `scorer_digest`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["encoder", "cross_encoder"]
+    base: str = Field(description="what it was made of: a checkpoint's name, or where the weights come from")
+    recipe: TextRecipe = Field(default=TextRecipe(), description="how its texts are made")
+    max_tokens: Annotated[int, Field(gt=4)] = Field(
+        default=256, description="tokens of a pair or text, specials included"
+    )
+    query_max_tokens: Annotated[int, Field(gt=0)] = Field(default=64, description="tokens kept of a query in a pair")
+    data_type: Literal["fp32"] = "fp32"
+    activation: Literal["sigmoid"] = Field(default="sigmoid", description="of a cross-encoder's logit")
+    pooling: Literal["mean", "first"] = Field(default="mean", description="of an encoder's token vectors")
+    query_prefix: str = Field(default="", description="put before a query that is embedded")
+    passage_prefix: str = Field(default="", description="put before a passage that is embedded")
+    data: dict[str, dict[str, Any]] = Field(default={}, description="tables that it was trained on: id and version")
+    settings: dict[str, Any] = Field(default={}, description="training settings")
+    training_digest: str = Field(default="", description="names the settings, data and base that it was trained from")
+    metrics: dict[str, dict[str, float]] = Field(default={}, description="before and after training, on validation")
+    calibration: list[tuple[float, float]] = Field(default=[], description="logit to expected gain, rising")
+    files: dict[str, str] = Field(default={}, description="sha256 of every other file in the folder")
+
+    @property
+    def scorer_digest(self) -> bytes:
+        """128 bits over all that decides what the model says of a text; not the card's metrics, data or calibration."""
+        deciding: dict[str, object] = {
+            "kind": self.kind,
+            "files": self.files,
+            "recipe": self.recipe.digest.hex(),
+            "max_tokens": self.max_tokens,
+            "data_type": self.data_type,
+        }
+        if self.kind == "cross_encoder":
+            deciding |= {"query_max_tokens": self.query_max_tokens, "activation": self.activation}
+        else:
+            prefixes = [self.query_prefix, self.passage_prefix]
+            deciding |= {"pooling": self.pooling, "prefixes": prefixes}
+        return settings_digest(deciding)
+
+    @property
+    def calibration_digest(self) -> bytes:
+        return settings_digest({"calibration": [list(point) for point in self.calibration]})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: where it lies, and its card."""
+
+    folder: Path
+    card: Card
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def scorer_digest(self) -> bytes:
+        return self.card.scorer_digest
+
+
+def open_checkpoint(
+    models_folder: Path, name: str, kind: str | None = None, scorer_digest: bytes | None = None
+) -> Checkpoint:
+    """Verify every file of a checkpoint against its card. Raises CheckpointError naming every fault.
+
+    `name` is a folder in `models_folder`: no path, no hub name, no address. `scorer_digest`: what the driver found,
+    when another host opens its copy.
+    """
+    folder = models_folder / name
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise CheckpointError(
+            f"checkpoint {name[:80]}: expected the name of a folder in {models_folder}, found a path or address"
+        )
+    if not folder.is_dir():
+        there = ", ".join(sorted(path.name for path in models_folder.glob("*") if (path / CARD).exists())) or "none"
+        raise CheckpointError(
+            f"{name}: no such checkpoint in {models_folder} (there: {there}); train or import one first"
+        )
+    card = _card(folder)
+    faults = [*_forbidden(folder), *_altered(folder, card), *_inconsistent(folder, card)]
+    if kind and card.kind != kind:
+        faults.append(f"expected a {kind}, found a {card.kind}")
+    if faults:
+        raise CheckpointError(
+            "\n".join([f"{name}: not to be trusted; train or import it anew", *(f"  {f}" for f in faults)])
+        )
+    return Checkpoint(folder, card)
+
+
+def seal(made: Path, models_folder: Path, name: str, card: Card) -> Checkpoint:
+    """Write the card into `made`, a folder of weights and tokenizer, and move it to its place in one step.
+
+    Raises CheckpointError when the name is taken (a checkpoint never changes), or when it would not verify.
+    """
+    if (models_folder / name).exists():
+        raise CheckpointError(f"{name}: there is a checkpoint of that name in {models_folder}; choose another name")
+    (made / CARD).unlink(missing_ok=True)
+    files = {str(path.relative_to(made)): sha256(path) for path in sorted(made.rglob("*")) if path.is_file()}
+    sealed = card.model_copy(update={"files": files})
+    (made / CARD).write_text(
+        json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    open_checkpoint(made.parent, made.name, card.kind)
+    models_folder.mkdir(parents=True, exist_ok=True)
+    os.rename(made, models_folder / name)
+    return open_checkpoint(models_folder, name, card.kind)
+
+
+def workroom(models_folder: Path) -> Path:
+    """A new empty folder on the disk of the models folder, from which `seal` can move a checkpoint in one step."""
+    models_folder.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="making-", dir=models_folder))
+
+
+def adopt(source: Path, models_folder: Path, name: str, card: Card) -> Checkpoint:
+    """Copy an encoder's weights, configuration and tokenizer from a folder elsewhere into a checkpoint of our own.
+
+    Takes safetensors only, and only the files that loading needs. Raises CheckpointError when one is missing.
+    """
+    missing = [wanted for wanted in ("config.json", WEIGHTS, "tokenizer.json") if not (source / wanted).is_file()]
+    if missing:
+        raise CheckpointError(f"{source}: expected an encoder's folder, found no {', '.join(missing)}")
+    made = workroom(models_folder)
+    try:
+        for wanted in ("config.json", WEIGHTS, *TOKENIZER_FILES):
+            if (source / wanted).is_file():
+                shutil.copyfile(source / wanted, made / wanted)
+        return seal(made, models_folder, name, card)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors(path: Path) -> dict[str, list[int]]:
+    """Names and shapes in a safetensors file, from its header alone. Raises CheckpointError when it is cut short."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
+        if not 2 <= length <= min(size - 8, 100 * _MIB):
+            raise CheckpointError(f"{path.parent.name}: {path.name}: not a whole safetensors file")
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    if header and max(entry["data_offsets"][1] for entry in header.values()) != size - 8 - length:
+        raise CheckpointError(f"{path.parent.name}: {path.name}: cut short")
+    return {name: entry["shape"] for name, entry in header.items()}
+
+
+def _card(folder: Path) -> Card:
+    path = folder / CARD
+    if not path.is_file():
+        raise CheckpointError(f"{folder.name}: no {CARD}; train one with jobs/finetune_cross_encoder.py")
+    try:
+        return Card.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        places = [".".join(map(str, e["loc"])) for e in error.errors()] if isinstance(error, ValidationError) else []
+        raise CheckpointError(f"{folder.name}: {CARD}: not a card ({', '.join(places) or 'not JSON'})") from None
+
+
+def _forbidden(folder: Path) -> list[str]:
+    faults, root = [], folder.parent.resolve()
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        if not path.resolve().is_relative_to(root):
+            faults.append(f"{place}: a link that leaves the models folder")
+        elif path.suffix in _PICKLES:
+            faults.append(f"{place}: a format that can carry code; only safetensors are loaded")
+        elif path.suffix == ".py":
+            faults.append(f"{place}: code beside the weights is never run")
+        elif path.suffix == ".json" and path.is_file() and b'"auto_map"' in path.read_bytes():
+            faults.append(f"{place}: names remote code (auto_map)")
+    return faults
+
+
+def _altered(folder: Path, card: Card) -> list[str]:
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {CARD}
+    faults = [f"{name}: in the card, not in the folder" for name in sorted(set(card.files) - found)]
+    faults += [f"{name}: in the folder, not in the card" for name in sorted(found - set(card.files))]
+    for name in sorted(found & set(card.files)):
+        if sha256(folder / name) != card.files[name]:
+            faults.append(f"{name}: not the file that the card was written for (sha256 differs)")
+    return faults
+
+
+def _inconsistent(folder: Path, card: Card) -> list[str]:
+    if not all((folder / name).is_file() for name in ("config.json", WEIGHTS, "tokenizer.json")):
+        return ["expected config.json, model.safetensors and tokenizer.json"]
+    try:
+        shapes = tensors(folder / WEIGHTS)
+    except CheckpointError as error:
+        return [str(error)]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokens.get("model", {}).get("vocab", {})
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    largest = max([*ids, *(token["id"] for token in tokens.get("added_tokens", []))], default=0)
+    faults = []
+    if largest >= config.get("vocab_size", 0):
+        faults.append(
+            f"tokenizer.json: its largest id is {largest}, the model knows {config.get('vocab_size', 0)} tokens"
+        )
+    if card.kind == "cross_encoder":
+        outputs = len(config.get("id2label", {0: ""})) if "num_labels" not in config else config["num_labels"]
+        heads = [shape for name, shape in shapes.items() if name.endswith("weight") and any(h in name for h in _HEADS)]
+        if not any(shape[0] == 1 for shape in heads):
+            faults.append("model.safetensors: no trained head; loading would make a random one")
+        if outputs != 1:
+            faults.append(f"config.json: expected one output, found {outputs}")
+        if len(card.calibration) < 2 or sorted(card.calibration) != card.calibration:
+            faults.append(f"{CARD}: calibration: expected at least two rising points")
+    return faults

@@ -1,0 +1,79 @@
+"""Tiny seeded models, made in a second, that behave like the large ones: BERT-like and RoBERTa-like."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from ecomspark.models.checkpoint import Card, Checkpoint, seal, workroom
+
+WORDS = """
+    red blue green mug cup plate teapot candle holder glass ceramic wooden metal set of with for garden kitchen
+    heart star tree box tin bag small large pink white hanging gift paper light lamp clock wall door sign cake stand
+""".split()  # noqa: SIM905
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = {token: i for i, token in enumerate([*SPECIALS, *WORDS, *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+                                                  *"abcdefghijklmnopqrstuvwxyz0123456789"])}  # fmt: skip
+
+
+def tokenizer(style: Literal["bert", "roberta"] = "bert") -> PreTrainedTokenizerFast:
+    made = Tokenizer(models.WordPiece(VOCABULARY, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    cls, sep = ("[CLS]", VOCABULARY["[CLS]"]), ("[SEP]", VOCABULARY["[SEP]"])
+    if style == "bert":
+        made.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[cls, sep]
+        )
+    else:
+        made.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] [SEP] $B [SEP]", special_tokens=[cls, sep]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"] + (["token_type_ids"] if style == "bert" else []),
+    )  # fmt: skip
+
+
+def model(kind: str, style: str = "bert", seed: int = 7) -> Any:
+    torch.manual_seed(seed)
+    sizes = {
+        "vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "max_position_embeddings": 514, "initializer_range": 0.2, "num_labels": 1,
+    }  # fmt: skip
+    if style == "roberta":
+        return RobertaForSequenceClassification(RobertaConfig(**sizes, pad_token_id=0, type_vocab_size=1)).eval()
+    made = BertForSequenceClassification if kind == "cross_encoder" else BertModel
+    return made(BertConfig(**sizes)).eval()
+
+
+def checkpoint(
+    models_folder: Path,
+    name: str = "tiny",
+    kind: str = "cross_encoder",
+    style: str = "bert",
+    seed: int = 7,
+    **card: Any,
+) -> Checkpoint:
+    """A sealed checkpoint of a tiny model."""
+    made = workroom(models_folder)
+    model(kind, style, seed).save_pretrained(made, safe_serialization=True)
+    tokenizer(style).save_pretrained(made)  # type: ignore[arg-type]
+    if kind == "cross_encoder":
+        card = {"calibration": [(-1.0, 0.2), (1.0, 0.8)], **card}
+    card = {"kind": kind, "base": "tiny", "max_tokens": 48, "query_max_tokens": 12, **card}
+    try:
+        return seal(made, models_folder, name, Card(**card))
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
