@@ -34,7 +34,7 @@ $(VENV)/ready: $(VENV)/python pyproject.toml conf/spark-local.conf
 
 demo: $(VENV)/ready ## import, fine-tune, score, rank and judge the sample shop, and show what came out
 	@$(PYTHON) ecomspark/preflight.py --memory $(MEMORY_GIB) --disk 1
-	@$(BIN)/ecomspark demo
+	@$(BIN)/ecomspark demo $(ARGS)
 
 test: $(VENV)/ready ## every test (no network, no data but the project's own needed)
 	@$(BIN)/python -m pytest -q

@@ -5,9 +5,10 @@ A pipeline declares `class Config(Settings)` with `setting(...)` fields. Nothing
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -16,9 +17,14 @@ from pydantic.fields import FieldInfo
 from ecomspark.errors import ConfigError
 from ecomspark.text import Analyser, TextRecipe, languages, settings_digest
 
-NAME_PATTERN = r"^[A-Za-z0-9_.=-]{1,128}$"
+NAME_PATTERN = r"^[A-Za-z0-9_=-][A-Za-z0-9_.=-]{0,127}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def is_name(text: str) -> bool:
+    """Whether a name is safe in paths and statements."""
+    return re.fullmatch(NAME_PATTERN, text) is not None and ".." not in text
 
 
 def setting(default: Any = ..., meaning: str = "", *, unit: str = "", decides: bool = True, **limits: Any) -> Any:
@@ -30,6 +36,26 @@ class Section(BaseModel):
     """Keys that are read together. Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+GAIN_PRESETS: dict[str, dict[int, float]] = {
+    "exponential": {0: 0.0, 1: 1 / 7, 2: 3 / 7, 3: 1.0},  # (2^grade - 1) / 7, Burges et al. 2005
+    "linear": {0: 0.0, 1: 1 / 3, 2: 2 / 3, 3: 1.0},
+    "esci": {0: 0.0, 1: 0.01, 2: 0.1, 3: 1.0},  # Reddy et al. 2022: irrelevant, complement, substitute, exact
+}
+
+
+class Bm25(Section):
+    """Lexical match: BM25 over several fields, their term frequencies weighted before they saturate (BM25F)."""
+
+    k1: float = setting(1.2, "how soon repeated terms stop counting", gt=0)
+    b: float = setting(0.75, "how much long fields are held against an item", ge=0, le=1)
+    field_weights: dict[Literal["title", "brand", "category"], Annotated[float, Field(ge=0)]] = setting(
+        {"title": 1.0, "brand": 0.5, "category": 0.5}, "weight of a term by field", min_length=1
+    )
+    statistics_version: int = setting(
+        1, "which collection_statistics; made when missing, so raising it refreshes them", ge=1
+    )
 
 
 class Settings(Section):
@@ -55,6 +81,16 @@ class Settings(Section):
         "locale to the Snowball stemmer of its terms; null, or a locale not named: no stems",
     )
 
+    bm25: Bm25 = setting(Bm25(), "lexical match")
+    gains: dict[int, float] = setting(
+        GAIN_PRESETS["exponential"], f"gain by grade, or a preset: {', '.join(GAIN_PRESETS)}"
+    )
+
+    @field_validator("gains", mode="before")
+    @classmethod
+    def _as_gains(cls, value: Any) -> dict[int, float]:
+        return as_gains(value)
+
     @field_validator("languages")
     @classmethod
     def _known_stemmers(cls, value: dict[str, str | None]) -> dict[str, str | None]:
@@ -64,20 +100,14 @@ class Settings(Section):
             raise ValueError(f"no Snowball stemmer named {', '.join(unknown)}; there are {known}")
         return value
 
-    def analyser(self, locale: str | None) -> Analyser:
-        """The analyser of a locale; None and a locale that `languages` does not name: one without stems."""
-        return Analyser(language=self.languages.get(locale or ""))
+    @property
+    def analysers(self) -> dict[str, Analyser]:
+        """The analyser of each locale that `languages` names; any other has `Analyser()`, without stems."""
+        return {locale: Analyser(language=language) for locale, language in self.languages.items()}
 
     def deciding_digest(self, *more: str) -> bytes:
         """128 bits over the keys that decide output and over `more` (a checkpoint's digest, say)."""
         return settings_digest({"settings": _deciding(self), "more": list(more)})
-
-
-GAIN_PRESETS: dict[str, dict[int, float]] = {
-    "exponential": {0: 0.0, 1: 1 / 7, 2: 3 / 7, 3: 1.0},  # (2^grade - 1) / 7, Burges et al. 2005
-    "linear": {0: 0.0, 1: 1 / 3, 2: 2 / 3, 3: 1.0},
-    "esci": {0: 0.0, 1: 0.01, 2: 0.1, 3: 1.0},  # Reddy et al. 2022: exact, substitute, complement, irrelevant
-}
 
 
 def as_gains(value: Any) -> dict[int, float]:
@@ -235,17 +265,23 @@ def _deciding(section: BaseModel) -> dict[str, Any]:
 
 def _described(fields: Mapping[str, FieldInfo], indent: str) -> list[str]:
     lines: list[str] = []
-    for name, field in fields.items():
-        extra = _extra(field)
+    for own_name, field in fields.items():
+        name, extra = field.alias or own_name, _extra(field)
         facts = [f"in {extra['unit']}"] if extra["unit"] else []
         facts.append("decides output" if extra["decides"] else "does not decide output")
         lines.append(f"{indent}# {field.description} ({'; '.join(facts)})")
         models = list(_models_in(field.annotation))
-        default = field.get_default(call_default_factory=True) if not field.is_required() else None
-        if len(models) == 1 and (isinstance(default, BaseModel) or field.annotation is models[0]):
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if field.annotation is not None and field.annotation in models:
             lines += [f"{indent}{name}:", *_described(models[0].model_fields, indent + "  ")]
+        elif models and isinstance(default, dict):
+            lines.append(f"{indent}{name}:")
+            for key in default:
+                lines += [f"{indent}  {key}:", *_described(models[0].model_fields, indent + "    ")]
         elif field.is_required():
             lines.append(f"{indent}{name}:    # required")
+            inner = [line for model in models for line in ["  NAME:", *_described(model.model_fields, "    ")]]
+            lines += [f"{indent}# {line}" for line in inner]
         else:
             lines.append(f"{indent}{name}: {json.dumps(_plain(default))}")
     return lines

@@ -77,6 +77,17 @@ def chance(metric: Metric, values: Sequence[float], shuffles: int, seed: Sequenc
     return None if drawn[0] is None else float(np.mean([value for value in drawn if value is not None]))
 
 
+def quadratic_kappa(first: Sequence[int], second: Sequence[int]) -> float:
+    """How far two assessors agree beyond chance, far grades weighing more (Cohen 1968, quadratic weights).
+
+    >>> quadratic_kappa([0, 1, 2, 3], [0, 1, 2, 3])
+    1.0
+    """
+    one, other = np.array(first, dtype=float), np.array(second, dtype=float)
+    expected = np.mean((one[:, None] - other[None, :]) ** 2)
+    return float(1.0 - np.mean((one - other) ** 2) / expected)
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean with its percentile bootstrap interval (Efron 1979), 95 %."""
@@ -95,8 +106,8 @@ def bootstrap(values: Sequence[float], resamples: int, seed: int) -> Interval:
         raise ValueError("no query to take a mean over")
     array = np.array(values, dtype=float)
     generator = np.random.default_rng(seed)
-    means = np.array([array[generator.integers(0, len(array), len(array))].mean() for _ in range(resamples)])
-    low, high = np.percentile(means, [2.5, 97.5])
+    drawn = (array[generator.integers(0, len(array), len(array))].mean() for _ in range(resamples))
+    low, high = np.percentile(np.fromiter(drawn, dtype=float), [2.5, 97.5])
     return Interval(float(array.mean()), float(low), float(high))
 
 

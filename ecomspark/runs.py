@@ -16,11 +16,12 @@ from pyspark.sql import functions as F
 from ecomspark import tables
 from ecomspark.errors import ConfigError, ContractError, NewerPublished
 from ecomspark.schemas import RUNS, Table
-from ecomspark.tables import Author, Commit, Snapshot, Warehouse
+from ecomspark.tables import Author, Commit, Snapshot, Source, Sourced, Warehouse, read_source
 
 log = logging.getLogger("ecomspark")
 
 _PROGRESS_SECONDS = 5.0
+_SOURCE = "source"
 _OVER = ("published", "nothing_to_do")
 
 
@@ -49,9 +50,17 @@ class Run:
     as_of: date | None
     is_replayed: bool
     inputs: Mapping[str, Snapshot | None]
+    source: Sourced | None = None
     rows: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     commits: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def sourced(self) -> Sourced:
+        """The source that this run imports."""
+        if self.source is None:
+            raise ValueError(f"{self.author.job} was opened without a source")
+        return self.source
 
     def read(self, table: Table) -> DataFrame:
         """A pinned state or log table. Raises ContractError when it was not there: an earlier job has to run."""
@@ -105,20 +114,18 @@ def open_run(
     run_id: str,
     *,
     reads: Sequence[Table] = (),
-    sources: Mapping[str, Snapshot] | None = None,
+    source: Source | None = None,
     settings_digest: bytes,
     as_of: date | None = None,
-    dated: datetime | None = None,
 ) -> Iterator[Run]:
-    """Open a run, pin what it `reads` (and name its `sources` that are not our tables), and close it at the end.
+    """Open a run, pin what it `reads` and the `source` outside that it imports, and close it at the end.
 
-    A run that is over already comes back as replayed: do nothing then. A run that died is resumed with the versions
-    it had pinned; one that failed starts over. Without `as_of` it is the UTC date of the newest input (`dated`, or
-    the newest pinned commit). Raises ConfigError when the run is over with other settings, NewerPublished when the
-    job already published for a later day.
+    A run that is over already comes back as replayed: do nothing then. A run that died is resumed with what it had
+    pinned; one that failed starts over. Without `as_of` it is the UTC date of the newest input. Raises ConfigError
+    when the run is over with other settings, ContractError when a died run's source is no longer what it was, and
+    NewerPublished when the job already published for a later day.
     """
     author = Author(job, run_id)
-    inputs: dict[str, Snapshot | None]
     earlier = _earlier(warehouse, author)
     if earlier is not None and earlier["status"] in _OVER:
         if bytes(earlier["settings_digest"]) != settings_digest:
@@ -129,19 +136,19 @@ def open_run(
         log.info("%s: run %s is done already", job, run_id)
         yield _replayed(warehouse, author, earlier)
         return
-    if earlier is not None and earlier["status"] == "open":
-        log.warning("%s: run %s was cut off; resuming with the versions that it had pinned", job, run_id)
-        pinned = {name: Snapshot(at["table_id"], at["version"]) for name, at in earlier["inputs"].items()}
-        inputs = {**{table.name: None for table in reads}, **pinned}
-        as_of = earlier["as_of"]
+    is_resumed = earlier is not None and earlier["status"] == "open"
+    pinned = _pinned(earlier) if earlier is not None and is_resumed else {}
+    sourced = _sourced(warehouse, source, pinned.get(_SOURCE)) if source else None
+    if earlier is not None and is_resumed:
+        log.warning("%s: run %s was cut off; resuming with what it had pinned", job, run_id)
+        inputs, as_of = {table.name: pinned.get(table.name) for table in reads}, earlier["as_of"]
     else:
-        inputs = {**{table.name: tables.snapshot(warehouse, table) for table in reads}, **(sources or {})}
-        times = [dated] if dated else [
-            tables.committed_at(warehouse, table, at.version) for table in reads if (at := inputs[table.name])
-        ]  # fmt: skip
-        as_of = as_of or (max(times).date() if times else None)
+        inputs = {table.name: tables.snapshot(warehouse, table) for table in reads}
+        as_of = as_of or _newest_date(warehouse, reads, inputs, sourced)
         _refuse_older(warehouse, author, as_of)
-    run = Run(warehouse, author, as_of, False, inputs)
+    if sourced:
+        inputs[_SOURCE] = sourced.snapshot
+    run = Run(warehouse, author, as_of, False, inputs, sourced)
     started = datetime.now(UTC)
     _write(run, started, "open", settings_digest)
     try:
@@ -161,9 +168,32 @@ def _earlier(warehouse: Warehouse, author: Author) -> Row | None:
     return found[0] if found else None
 
 
+def _pinned(earlier: Row) -> dict[str, Snapshot]:
+    return {name: Snapshot(at["table_id"], at["version"]) for name, at in earlier["inputs"].items()}
+
+
+def _sourced(warehouse: Warehouse, source: Source, pinned: Snapshot | None) -> Sourced:
+    if pinned and source.format == "delta":
+        source = source.model_copy(update={"version": pinned.version})
+    sourced = read_source(warehouse.spark, source)
+    if pinned and sourced.snapshot != pinned:
+        raise ContractError(f"source {source.path}: changed since the run was cut off; start a run with a new run_id")
+    return sourced
+
+
+def _newest_date(
+    warehouse: Warehouse, reads: Sequence[Table], inputs: Mapping[str, Snapshot | None], sourced: Sourced | None
+) -> date | None:
+    times = [sourced.dated] if sourced else []
+    for table in reads:
+        if at := inputs[table.name]:
+            times.append(tables.committed_at(warehouse, table, at.version))
+    return max(times).date() if times else None
+
+
 def _replayed(warehouse: Warehouse, author: Author, earlier: Row) -> Run:
     commits = {name: {"before": at["before"], "after": at["after"]} for name, at in earlier["published"].items()}
-    return Run(warehouse, author, earlier["as_of"], True, {}, earlier["rows"], earlier["seconds"], commits)
+    return Run(warehouse, author, earlier["as_of"], True, {}, None, earlier["rows"], earlier["seconds"], commits)
 
 
 def _refuse_older(warehouse: Warehouse, author: Author, as_of: date | None) -> None:

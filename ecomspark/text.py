@@ -115,19 +115,19 @@ def query(text: str, recipe: TextRecipe) -> tuple[str, int]:
     return _cut(_plain(text[: 4 * recipe.query_max_characters], recipe.is_lowercase), recipe.query_max_characters)
 
 
-def passage(item: Mapping[str, str | Mapping[str, str] | None], recipe: TextRecipe) -> tuple[str, int]:
+def passage(item: Mapping[str, str | None], recipe: TextRecipe) -> tuple[str, int]:
     """An item as a model reads it, and how many characters the fields' budgets took off.
 
-    Fields in the recipe's order, HTML off, separated by ` | `; empty ones leave no trace. Of a field only the
-    first eight budgets' worth of raw characters is looked at, so ten million characters cost no more than that.
+    Fields in the recipe's order, HTML off, separated by ` | `; empty ones leave no trace. Attributes come as one
+    text, as `features.texts.attributes_text` makes it. Of a field only the first eight budgets' worth of raw
+    characters is looked at, so ten million characters cost no more than that.
 
     >>> passage({"title": "RED <b>Mug</b>", "brand": None, "description": "Holds 300&nbsp;ml"}, TextRecipe())
     ('red mug | holds 300 ml', 0)
     """
     made, cut = [], 0
     for name, budget in recipe.fields.items():
-        raw = item.get(name)
-        whole = _attributes(raw) if isinstance(raw, Mapping) else raw or ""
+        whole = item.get(name) or ""
         kept, beyond = _cut(_plain(_without_html(whole[: 8 * budget]), recipe.is_lowercase), budget)
         cut += beyond + max(0, len(whole) - 8 * budget)
         if kept:
@@ -192,10 +192,6 @@ def _cut(text: str, budget: int) -> tuple[str, int]:
     if text[budget] != " " and " " in kept:
         kept = kept[: kept.rindex(" ")]
     return kept.rstrip(), len(text) - len(kept.rstrip())
-
-
-def _attributes(attributes: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}: {value}" for name, value in sorted(attributes.items()) if value)
 
 
 class _Text(HTMLParser):

@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "ecomspark"
 LAYERS = {
     "errors": 0,
     "text": 1, "metrics": 1, "schemas": 1, "preflight": 1,
-    "config": 2,
+    "config": 2, "evaluation": 2,
     "models": 3, "tables": 3,
     "runs": 4, "features": 4,
-    "scoring": 5, "launch": 5,
+    "scoring": 5, "launch": 5, "importing": 5, "training": 5,
     "demo_data": 6, "pipelines": 6,
     "demo": 7,
     "cli": 8,
@@ -53,7 +53,7 @@ def faults(name: str, path: Path) -> Iterator[str]:
             yield f"{name} imports {top}: only models/ knows it"
         if mine != "tables" and top == "delta":
             yield f"{name} imports delta: only tables/ knows it"
-        if mine in ("text", "metrics", "config", "schemas", "errors", "preflight") and top in SPARK:
+        if mine in ("text", "metrics", "config", "schemas", "errors", "preflight", "evaluation") and top in SPARK:
             yield f"{name} imports Spark ({target}): it is pure"
         if top != "ecomspark":
             continue

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ecomspark.errors import CheckpointError
 from ecomspark.models.checkpoint import Card, open_checkpoint
+from ecomspark.models.device import device
 from ecomspark.models.pairs import PairTokenizer, batches
 
 
@@ -53,8 +54,8 @@ class CrossEncoder:
         return Scores(logits, pairs.token_counts, pairs.cut_query_tokens, pairs.cut_passage_tokens)
 
 
-def load(folder: Path, scorer_digest: bytes, device: str, token_budget: int) -> CrossEncoder:
-    """Verify a checkpoint against its card and the digest asked for, and load it.
+def load(folder: Path, scorer_digest: bytes, gpu: str | None, token_budget: int) -> CrossEncoder:
+    """Verify a checkpoint against its card and the digest asked for, and load it on the GPU of that address.
 
     Raises CheckpointError when files, digest or head are not what they should be.
     """
@@ -70,7 +71,7 @@ def load(folder: Path, scorer_digest: bytes, device: str, token_budget: int) -> 
     if loading["missing_keys"] or loading["mismatched_keys"]:
         missing = ", ".join(sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))[:5])
         raise CheckpointError(f"{folder.name}: newly initialised instead of loaded: {missing}")
-    return CrossEncoder(model, pair_tokenizer(folder, checkpoint.card), torch.device(device), token_budget)
+    return CrossEncoder(model, pair_tokenizer(folder, checkpoint.card), device(gpu), token_budget)
 
 
 def pair_tokenizer(folder: Path, card: Card) -> PairTokenizer:

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from ecomspark.errors import CheckpointError
 from ecomspark.models.checkpoint import Card, open_checkpoint
+from ecomspark.models.device import device
 from ecomspark.models.pairs import batches
 
 
@@ -52,7 +53,7 @@ class Embedder:
         return vectors
 
 
-def load(folder: Path, scorer_digest: bytes, device: str, token_budget: int) -> Embedder:
+def load(folder: Path, scorer_digest: bytes, gpu: str | None, token_budget: int) -> Embedder:
     """Verify an encoder against its card and the digest asked for, and load it. Raises CheckpointError."""
     checkpoint = open_checkpoint(folder.parent, folder.name, "encoder", scorer_digest)
     options = {"trust_remote_code": False, "local_files_only": True}
@@ -65,4 +66,4 @@ def load(folder: Path, scorer_digest: bytes, device: str, token_budget: int) -> 
         raise CheckpointError(f"{folder.name}: newly initialised instead of loaded: {', '.join(missing[:5])}")
     tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
     width = int(model.config.hidden_size)
-    return Embedder(model, width, tokenizer, checkpoint.card, torch.device(device), token_budget)
+    return Embedder(model, width, tokenizer, checkpoint.card, device(gpu), token_budget)

@@ -22,6 +22,7 @@ from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTraine
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, MSELoss
 from transformers import TrainerCallback, set_seed
 
+from ecomspark.errors import way
 from ecomspark.metrics import ndcg
 from ecomspark.models import embedder
 from ecomspark.models.calibration import calibrate
@@ -103,12 +104,16 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
                 "label": [grade / top for grade in train["grade"]],
             }
         )
-        trainer = CrossEncoderTrainer(
-            model=model, args=arguments, train_dataset=rows, loss=loss(model), callbacks=[best]
-        )
-        trainer.train()
+        _Trainer(model=model, args=arguments, train_dataset=rows, loss=loss(model), callbacks=[best]).train()
     best.restore(model.model)
     return _sealed(plan, base, model.model, tokenizer, validation, before, best)
+
+
+class _Trainer(CrossEncoderTrainer):
+    """Without the library's own model card, which would keep examples of the texts; ours is card.json."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        return None
 
 
 class _Best(TrainerCallback):
@@ -178,8 +183,7 @@ def _logits(model: torch.nn.Module, tokenizer: PairTokenizer, pairs: pd.DataFram
 
 
 def _cosine_ndcg(base: Checkpoint, pairs: pd.DataFrame, gains: dict[int, float]) -> float:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = embedder.load(base.folder, base.scorer_digest, device, _TOKEN_BUDGET)
+    encoder = embedder.load(base.folder, base.scorer_digest, None, _TOKEN_BUDGET)
     queries = encoder.embed(list(pairs["query_text"]), "query")
     passages = encoder.embed(list(pairs["passage_text"]), "passage")
     return _ndcg(pairs, (queries * passages).sum(axis=1), gains)
@@ -201,8 +205,13 @@ def main(folder: Path) -> int:
         print(json.dumps(progress), flush=True)
 
     plan = Plan.model_validate_json((folder / "plan.json").read_text(encoding="utf-8"))
-    made = fine_tune(plan, pd.read_parquet(folder / "examples.parquet"), report)
-    report({"step": "done", "name": made.name, **{f"{k} ndcg@10": v["ndcg@10"] for k, v in made.card.metrics.items()}})
+    try:
+        made = fine_tune(plan, pd.read_parquet(folder / "examples.parquet"), report)
+    except Exception as error:  # by its class and place only: a message may hold a text
+        report({"step": "failed", "error": type(error).__name__, "way": way(error)})
+        return 1
+    before, after = (made.card.metrics[when]["ndcg@10"] for when in ("before", "after"))
+    report({"step": "done", "name": made.name, "before": before, "after": after})
     return 0
 
 

@@ -1,4 +1,5 @@
-"""The only package that knows Delta: `warehouse` is where tables are and how they are read, `publish` how they change.
+"""The only package that knows Delta: `warehouse` is where tables are and how they are read, `publish` how they
+change, `source` what is read from outside.
 
 Readers of state and log tables see a pinned version; memory tables are read at their newest version, because their
 content cannot change an answer. Commits carry the run, the job and a nonce, never a row's value.
@@ -18,22 +19,23 @@ from ecomspark.tables.publish import (
     read_staged,
     stage,
 )
+from ecomspark.tables.source import MALFORMED, Source, Sourced, read_source
 from ecomspark.tables.warehouse import (
     Snapshot,
     Warehouse,
     committed_at,
     conform,
     create,
+    ddl,
     empty,
     exists,
     read,
     read_memory,
-    read_source,
     snapshot,
 )
 
 __all__ = [
-    "Author", "Change", "Commit", "Snapshot", "Warehouse", "append_log", "append_memory", "committed_at", "compare",
-    "conform", "create", "drop", "drop_staged", "empty", "exists", "publish", "put", "read", "read_memory",
-    "read_source", "read_staged", "snapshot", "stage",
+    "MALFORMED", "Author", "Change", "Commit", "Snapshot", "Source", "Sourced", "Warehouse", "append_log",
+    "append_memory", "committed_at", "compare", "conform", "create", "ddl", "drop", "drop_staged", "empty", "exists",
+    "publish", "put", "read", "read_memory", "read_source", "read_staged", "snapshot", "stage",
 ]  # fmt: skip

@@ -55,7 +55,8 @@ class Change:
     inserted: int
     updated: int
     deleted: int
-    before: int  # rows that were compared
+    given: int  # rows that were handed over
+    before: int  # rows that they were compared with
 
     @property
     def is_empty(self) -> bool:
@@ -104,10 +105,11 @@ def compare(
         there = there if keep is None else there.join(keep, on=keep.columns, how="left_anti")
         changed = _difference(table, rows, there, deletes).persist()
         counts = {row[_CHANGE]: int(row["count"]) for row in changed.groupBy(_CHANGE).count().collect()}
-        before = there.count()
+        given, before = rows.count(), there.count()
     finally:
         rows.unpersist()
-    return Change(table, changed, at, counts.get("insert", 0), counts.get("update", 0), counts.get("delete", 0), before)
+    inserted, updated, deleted = (counts.get(kind, 0) for kind in ("insert", "update", "delete"))
+    return Change(table, changed, at, inserted, updated, deleted, given, before)
 
 
 def publish(warehouse: Warehouse, change: Change, author: Author) -> Commit:
@@ -229,8 +231,8 @@ def _check_rows(rows: DataFrame, table: Table) -> None:
 
 def _difference(table: Table, rows: DataFrame, there: DataFrame, deletes: bool) -> DataFrame:
     """The rows that are new, differ, or (if `deletes`) are gone, each with its `_change`."""
-    new = rows.select(*table.key, F.struct("*").alias("new"))
-    old = there.select(*table.key, F.struct("*").alias("old"))
+    new = rows.select(*table.key, F.struct(*table.column_names).alias("new"))
+    old = there.select(*table.key, F.struct(*table.column_names).alias("old"))  # a join may have put the key first
     differs = reduce(Column.__or__, (_differs(c) for c in table.columns if c.name not in table.key), F.lit(False))
     change = (
         F.when(F.col("old").isNull(), "insert")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from delta.tables import DeltaTable
 from pyspark.sql import Column, DataFrame, SparkSession, Window
@@ -39,8 +40,11 @@ class Warehouse:
         return f"delta.{_quoted(self.path(table) or '')}"
 
     def path(self, table: Table) -> str | None:
-        """The table's folder; None in a catalog."""
-        return None if self.location.startswith("catalog:") else f"{self.location.rstrip('/')}/{table.name}"
+        """The table's folder; None in a catalog. A relative one is taken from the working directory."""
+        if self.location.startswith("catalog:"):
+            return None
+        location = self.location if "://" in self.location else str(Path(self.location).absolute())
+        return f"{location.rstrip('/')}/{table.name}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def committed_at(warehouse: Warehouse, table: Table, version: int) -> datetime:
     found = delta(warehouse, table).history().where(F.col("version") == version).select("timestamp").collect()
     if not found:
         raise ContractError(f"{table.name}: version {version} is not in its history; start a run with a new run_id")
-    return _utc(found[0]["timestamp"])
+    return utc(found[0]["timestamp"])
 
 
 def create(warehouse: Warehouse, table: Table) -> Snapshot:
@@ -158,17 +162,6 @@ def read_memory(warehouse: Warehouse, table: Table, wanted: DataFrame | None = N
     return rows.withColumn("_place", F.row_number().over(best_first)).where("_place = 1").select(*table.column_names)
 
 
-def read_source(spark: SparkSession, name: str, at: Snapshot | None = None) -> tuple[DataFrame, Snapshot, datetime]:
-    """A Delta table that is not ours, by path or catalog name: its rows, its pinned version and that one's time."""
-    handle = DeltaTable.forPath(spark, name) if "/" in name else DeltaTable.forName(spark, name)
-    newest = handle.history(1).select("version").collect()[0]["version"]
-    pinned = at or Snapshot(handle.detail().select("id").collect()[0]["id"], newest)
-    reader = spark.read.format("delta").option("versionAsOf", pinned.version)
-    rows = reader.load(name) if "/" in name else reader.table(name)
-    when = handle.history().where(F.col("version") == pinned.version).select("timestamp").collect()[0]["timestamp"]
-    return rows, pinned, _utc(when)
-
-
 def empty(warehouse: Warehouse, table: Table) -> DataFrame:
     """No rows, with the declared columns."""
     return warehouse.spark.createDataFrame([], ddl(table))
@@ -218,15 +211,15 @@ def ddl(table: Table) -> str:
     return ", ".join(f"{_quoted(column.name)} {column.type}" for column in table.columns)
 
 
+def utc(collected: datetime) -> datetime:
+    """A collected timestamp with its zone: Spark hands it to Python bare, in the zone of this process."""
+    return collected.astimezone(UTC)
+
+
 def _newest(warehouse: Warehouse, table: Table) -> Snapshot:
     handle = delta(warehouse, table)
     table_id = handle.detail().select("id").collect()[0]["id"]
     return Snapshot(table_id, handle.history(1).select("version").collect()[0]["version"])
-
-
-def _utc(collected: datetime) -> datetime:
-    # Spark hands timestamps to Python without a zone, in the zone of this process.
-    return collected.astimezone(UTC)
 
 
 def _make(warehouse: Warehouse, table: Table) -> None:

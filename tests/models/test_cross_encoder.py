@@ -21,7 +21,7 @@ PASSAGES = ["red ceramic mug", "set of small glass plates", "clock", "white hang
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
 def test_logits_equal_the_plain_forward_one_pair_at_a_time(tmp_path: Path, style: str, budget: int) -> None:
     made = tiny.checkpoint(tmp_path, style=style)
-    scorer = cross_encoder.load(made.folder, made.scorer_digest, "cpu", budget)
+    scorer = cross_encoder.load(made.folder, made.scorer_digest, None, budget)
     queries = [query for query in QUERIES for _ in PASSAGES]
     passages = PASSAGES * len(QUERIES)
     scores = scorer.score(queries, passages)
@@ -86,7 +86,7 @@ def test_batches_hold_each_row_once_within_the_budget(counts: list[int], budget:
 
 def test_no_pairs_no_scores(tmp_path: Path) -> None:
     made = tiny.checkpoint(tmp_path)
-    scorer = cross_encoder.load(made.folder, made.scorer_digest, "cpu", 100)
+    scorer = cross_encoder.load(made.folder, made.scorer_digest, None, 100)
     assert len(scorer.score([], []).logits) == 0
     with pytest.raises(ValueError, match="1 queries for 2 passages"):
         scorer.score(["a"], ["b", "c"])

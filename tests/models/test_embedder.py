@@ -17,7 +17,7 @@ TEXTS = ["red mug", "large wooden candle holder with a star for the garden wall"
 @pytest.mark.parametrize("budget", [1, 10_000])
 def test_vectors_equal_the_plain_forward(tmp_path: Path, pooling: str, budget: int) -> None:
     made = tiny.checkpoint(tmp_path, kind="encoder", pooling=pooling, query_prefix="gift ")
-    encoder = embedder.load(made.folder, made.scorer_digest, "cpu", budget)
+    encoder = embedder.load(made.folder, made.scorer_digest, None, budget)
     vectors = encoder.embed(TEXTS, "passage")
     model = AutoModel.from_pretrained(made.folder).eval()
     for text, vector in zip(TEXTS, vectors, strict=True):

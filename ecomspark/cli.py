@@ -1,0 +1,44 @@
+"""The command `ecomspark`: run a job, print its settings, show the demo."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from ecomspark import __version__, config, demo, launch
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ecomspark", description="Batch scoring of a shop's catalogue on Spark.")
+    parser.add_argument("--version", action="version", version=f"ecomspark {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a job", description="Run a job in a Spark session of its own.")
+    run.add_argument("job", choices=launch.jobs(), metavar="JOB", help=", ".join(launch.jobs()))
+    launch.add_arguments(run)
+
+    settings = commands.add_parser("config", help="print a job's settings, each explained")
+    settings.add_argument("job", choices=launch.jobs(), metavar="JOB", help=", ".join(launch.jobs()))
+
+    show = commands.add_parser("demo", help="run every job on the sample shop and show what came out")
+    show.add_argument("--conf", type=Path, default=Path("conf/demo.yaml"), metavar="FILE", help="settings")
+    show.add_argument("--run-id", default="demo", metavar="ID", help="names the runs; give another to run them anew")
+    show.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
+
+    asked = parser.parse_args(arguments)
+    if asked.command == "run":
+        return launch.launch(pipeline(asked.job), asked)
+    if asked.command == "config":
+        sys.stdout.write(config.template(asked.job, pipeline(asked.job).Config))
+        return 0
+    return demo.show(asked.conf, asked.run_id, asked.overrides, {job: pipeline(job) for job in demo.JOBS})
+
+
+def pipeline(job: str) -> Any:
+    """The module of a job."""
+    return importlib.import_module(f"ecomspark.pipelines.{job}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Figures of rankings over queries: means, intervals, the final ranking's lead. Plain pandas: no Spark, no models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+
+from ecomspark import metrics
+from ecomspark.errors import ContractError
+
+RANKERS = ("final", "model", "bm25", "cosine")
+UNJUDGED = -1.0
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured, and how surely."""
+
+    gains: Mapping[int, float]
+    k: int
+    grade_threshold: int
+    resamples: int
+    shuffles: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one ranker: the mean over queries, its 95 % bootstrap interval, and by how much the final ranking
+    leads over the same queries, with the paired interval (None for the final ranking itself and for `published`,
+    which shows other items)."""
+
+    metric: str
+    ranker: str
+    value: float
+    low: float
+    high: float
+    query_count: int
+    omitted_count: int
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+
+
+def judged_figures(orders: pd.DataFrame, measures: Measures) -> list[Figure]:
+    """Figures of every ranker over the same judged items, and of chance.
+
+    `orders`: query_id, item_id, grade, and a column for each ranker that is there, higher is better; ties are broken
+    by item_id, as in the rankings. An item without `final` is left out for all rankers alike, but is in the ideal.
+    Raises ContractError when a metric has no value for any query.
+    """
+    rankers = [name for name in RANKERS if name in orders]
+    values: dict[str, dict[str, list[float | None]]] = {}
+    for place, (_, of_query) in enumerate(orders.groupby("query_id", sort=True)):
+        ranked = of_query[of_query["final"].notna()]
+        for name, metric in _metrics(measures, list(of_query["grade"])).items():
+            for ranker in rankers:
+                order = ranked.sort_values([ranker, "item_id"], ascending=[False, True])
+                values.setdefault(name, {}).setdefault(ranker, []).append(metric(list(order["grade"])))
+            drawn = metrics.chance(metric, list(ranked["grade"]), measures.shuffles, [measures.seed, place])
+            values[name].setdefault("chance", []).append(drawn)
+    return [
+        _figure(name, ranker, of_ranker, measures, by_ranker["final"] if ranker != "final" else None)
+        for name, by_ranker in values.items()
+        for ranker, of_ranker in by_ranker.items()
+    ]
+
+
+def published_figures(published: pd.DataFrame, orders: pd.DataFrame, measures: Measures) -> list[Figure]:
+    """Figures of the published ranking: an item that nobody judged is worth nothing, and judged@k says how often one
+    is shown. `published`: query_id, rank, grade (null: unjudged), the first k places. A query of `orders` for which
+    nothing is published counts with nothing shown.
+    """
+    values: dict[str, list[float | None]] = {}
+    by_query = dict(list(published.sort_values("rank").groupby("query_id")))
+    for query_id, of_query in orders.groupby("query_id", sort=True):
+        shown = by_query.get(query_id)
+        grades = [] if shown is None else list(shown["grade"].fillna(UNJUDGED))
+        for name, metric in _metrics(measures, list(of_query["grade"])).items():
+            if name != "auc":  # it compares judged items only
+                values.setdefault(name, []).append(metric(grades))
+        is_judged = sum(grade != UNJUDGED for grade in grades[: measures.k])
+        values.setdefault(f"judged@{measures.k}", []).append(is_judged / measures.k)
+    return [_figure(name, "published", of_published, measures) for name, of_published in values.items()]
+
+
+def as_table(figures: Sequence[Figure]) -> list[str]:
+    """The figures as lines of text."""
+    lines = [f"{'metric':14}{'ranker':11}{'mean':>8}  {'95 % interval':18}  {'final leads by':>14}  95 % interval"]
+    for figure in figures:
+        interval = f"[{figure.low:.4f}, {figure.high:.4f}]"
+        line = f"{figure.metric:14}{figure.ranker:11}{figure.value:8.4f}  {interval:18}"
+        if figure.difference is not None:
+            line += f"  {figure.difference:+14.4f}  [{figure.difference_low:+.4f}, {figure.difference_high:+.4f}]"
+        lines.append(line.rstrip())
+    first = figures[0]
+    return [*lines, f"{first.query_count} queries; {first.omitted_count} left out: nothing judged for them has a gain"]
+
+
+def _metrics(measures: Measures, judged: Sequence[float]) -> dict[str, metrics.Metric]:
+    """Metric by name, each from the grades of one query's items in rank order."""
+    k, threshold, gains = measures.k, measures.grade_threshold, measures.gains
+
+    def ndcg(grades: Sequence[float]) -> float | None:
+        worth = [gains.get(int(grade), 0.0) for grade in grades]
+        return metrics.ndcg(worth, [gains[int(grade)] for grade in judged], k)
+
+    def mrr(grades: Sequence[float]) -> float | None:
+        is_answerable = any(grade >= threshold for grade in judged)
+        return metrics.reciprocal_rank(grades, threshold) if is_answerable else None
+
+    return {
+        f"ndcg@{k}": ndcg,
+        "mrr": mrr,
+        f"precision@{k}": partial(metrics.precision, threshold=threshold, k=k),
+        f"recall@{k}": partial(metrics.recall, judged=judged, threshold=threshold, k=k),
+        "auc": partial(metrics.auc, threshold=threshold),
+    }
+
+
+def _figure(
+    metric: str,
+    ranker: str,
+    values: Sequence[float | None],
+    measures: Measures,
+    final: Sequence[float | None] | None = None,
+) -> Figure:
+    present = [value for value in values if value is not None]
+    if not present:
+        raise ContractError(f"judgments: {metric} has no value for any query; are there grades above the lowest?")
+    whole = metrics.bootstrap(present, measures.resamples, measures.seed)
+    figure = (metric, ranker, *_rounded(whole), len(present), len(values) - len(present))
+    if final is None:
+        return Figure(*figure)
+    both = [(mine, other) for mine, other in zip(final, values, strict=True) if mine is not None and other is not None]
+    lead = metrics.bootstrap([mine - other for mine, other in both], measures.resamples, measures.seed)
+    return Figure(*figure, *_rounded(lead))
+
+
+def _rounded(interval: metrics.Interval) -> tuple[float, float, float]:
+    return round(interval.mean, 4), round(interval.low, 4), round(interval.high, 4)

@@ -1,0 +1,1 @@
+"""DataFrame to DataFrame steps: lazy, without paths, sessions or clocks."""

@@ -1,0 +1,146 @@
+"""What every import job does around its own mapping: conform, quarantine, guard, publish."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from ecomspark import tables
+from ecomspark.config import Settings, setting
+from ecomspark.errors import ConfigError, ContractError
+from ecomspark.features.conform import ColumnMap, conform, differences, quarantined, usable
+from ecomspark.runs import Run
+from ecomspark.schemas import QUARANTINE, Table
+from ecomspark.tables import MALFORMED, Source, Sourced
+
+
+class ImportSettings(Settings):
+    """The keys that import jobs share."""
+
+    source: Source = setting(..., "where the rows come from")
+    columns: dict[str, ColumnMap] = setting(
+        ..., "column of ours to where it comes from: a name, or {from, constant, default, cast, format, values}"
+    )
+    mode: Literal["snapshot", "upsert", "append"] = setting(
+        "snapshot",
+        "snapshot: what the source lacks is removed; upsert: nothing is removed; append: new keys only, for logs",
+    )
+    max_deleted_share: float = setting(
+        0.2, "stop rather than remove more than this share of what is there", decides=False, ge=0, le=1
+    )
+    min_rows: int = setting(1, "stop when fewer rows can be used", unit="rows", decides=False, ge=0)
+    max_quarantined_share: float = setting(
+        0.01, "stop when more than this share of the rows cannot be used", decides=False, ge=0, le=1
+    )
+
+
+def conformed_rows(
+    sourced: Sourced, columns: Mapping[str, ColumnMap], table: Table, rules: Mapping[str, str]
+) -> DataFrame:
+    """A source's rows as `conform` leaves them.
+
+    Raises ContractError with every difference between the source and what the mapping expects, before any work.
+    """
+    faults = differences(sourced.rows, columns, table)
+    if faults:
+        lines = [
+            f"{table.name}: the source is not what the settings say; nothing was read",
+            *(f"  {f}" for f in faults),
+        ]
+        raise ContractError("\n".join(lines))
+    malformed = MALFORMED if MALFORMED in sourced.rows.columns else None
+    return conform(sourced.rows, columns, table, rules, malformed)
+
+
+def set_aside(run: Run, conformed: DataFrame, table: Table, max_share: float) -> None:
+    """Publish the rows that cannot be used to `quarantine`, count them by reason, and stop the run if they are many.
+
+    They are kept there also when the run stops for them. Raises ContractError.
+    """
+    counts = conformed.agg(
+        F.count("*").alias("read"),
+        F.count_if(F.size("_reasons") > 0).alias("quarantined"),
+        F.count_if(F.col("_is_twin")).alias("folded"),
+        F.count_if(F.size("_cleaned") > 0).alias("cleaned"),
+    ).collect()[0]
+    run.count(**{name: int(counts[name]) for name in ("read", "quarantined", "folded", "cleaned")})
+    if not counts["quarantined"]:
+        return
+    by_reason = conformed.select(F.explode("_reasons").alias("reason")).groupBy("reason").count().orderBy("reason")
+    reasons = {row["reason"]: int(row["count"]) for row in by_reason.collect()}
+    run.count(**{f"quarantined_{reason}": number for reason, number in reasons.items()})
+    quarantine(run, quarantined(conformed, table))
+    if counts["quarantined"] > max_share * counts["read"]:
+        listed = ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
+        raise ContractError(
+            f"{table.name}: expected at most {max_share:.2%} of the rows to be unusable, found "
+            f"{counts['quarantined']:,} of {counts['read']:,} ({listed}); they are in the table quarantine; "
+            "mend the source or raise max_quarantined_share"
+        )
+
+
+def quarantine(run: Run, rows: DataFrame) -> None:
+    """Add rows to `quarantine`; those there already stay as they are."""
+    change = tables.compare(run.warehouse, QUARANTINE, rows, run.author, deletes=False)
+    run.commit(tables.publish(run.warehouse, change, run.author))
+
+
+def import_state(
+    run: Run,
+    settings: ImportSettings,
+    table: Table,
+    rules: Mapping[str, str],
+    *,
+    finished: Callable[[DataFrame], DataFrame] = lambda rows: rows,
+    given: Mapping[str, str] | None = None,
+    scope: Column | None = None,
+) -> None:
+    """Import the run's source into a state table, within `scope`.
+
+    `finished` adds to usable rows the columns that no source has; `given` are constants that other keys name. A key
+    that the source has, but not in a usable row, keeps the row that is published: it is not gone. Raises
+    ContractError when the source differs from the mapping, when too many rows cannot be used or too few can, and
+    when more than `max_deleted_share` would be removed.
+    """
+    if settings.mode == "append":
+        raise ConfigError(f"{run.author.job}.mode: {table.name} takes snapshot or upsert; append is for logs")
+    if twice := sorted(set(given or {}) & set(settings.columns)):
+        raise ConfigError(f"{run.author.job}.columns: {', '.join(twice)}: has a key of its own in the section")
+    constants = {name: ColumnMap.model_validate({"constant": value}) for name, value in (given or {}).items()}
+    conformed = conformed_rows(run.sourced, {**settings.columns, **constants}, table, rules).persist()
+    try:
+        set_aside(run, conformed, table, settings.max_quarantined_share)
+        unusable = conformed.where(F.size("_reasons") > 0).select(*table.key).distinct()
+        is_snapshot = settings.mode == "snapshot"
+        rows = finished(usable(conformed))
+        change = tables.compare(run.warehouse, table, rows, run.author, scope=scope, keep=unusable, deletes=is_snapshot)
+        publish_guarded(run, change, settings)
+    finally:
+        conformed.unpersist()
+
+
+def publish_guarded(run: Run, change: tables.Change, settings: ImportSettings) -> None:
+    """Publish an import's change unless it would empty the shop. Raises ContractError."""
+    try:
+        _guard(change, settings)
+    except ContractError:
+        tables.drop(change)
+        raise
+    run.count(inserted=change.inserted, updated=change.updated, deleted=change.deleted)
+    run.commit(tables.publish(run.warehouse, change, run.author))
+
+
+def _guard(change: tables.Change, settings: ImportSettings) -> None:
+    table = change.table
+    if change.given < settings.min_rows:
+        raise ContractError(
+            f"{table.name}: expected at least {settings.min_rows:,} usable rows, found {change.given:,}; "
+            "nothing was published; is the source whole? min_rows is the bound"
+        )
+    if change.deleted > settings.max_deleted_share * change.before:
+        raise ContractError(
+            f"{table.name}: expected at most {settings.max_deleted_share:.0%} of {change.before:,} rows to go, found "
+            f"{change.deleted:,} missing from the source; nothing was published; is the source whole? "
+            "max_deleted_share is the bound"
+        )

@@ -1,0 +1,226 @@
+"""Start a job: parse, read settings, start Spark, run, print the run's summary; every end has its exit status.
+
+The last line on stdout is the summary, one JSON object. All else goes to stderr: short sentences, or with
+`--log-format json` one object a line. What Spark itself says goes to a file that a line names.
+"""
+
+import argparse
+import json
+import logging
+import os
+import pkgutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+import ecomspark
+from ecomspark import config, preflight
+from ecomspark.config import Settings
+from ecomspark.errors import PUBLISHED, TERMINATED, UNEXPECTED, ConfigError, EcomsparkError, way
+from ecomspark.runs import Summary
+
+log = logging.getLogger("ecomspark")
+
+
+class Pipeline(Protocol):
+    """A module of `pipelines`."""
+
+    JOB: str
+    Config: type[Settings]
+    run: Callable[..., Summary]
+
+
+def jobs() -> list[str]:
+    """The names of all jobs: the modules of `pipelines`."""
+    paths = [f"{path}/pipelines" for path in ecomspark.__path__]
+    return sorted(module.name for module in pkgutil.iter_modules(paths))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a job, the same for `ecomspark run` and for spark-submit."""
+    parser.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/local.yaml")
+    parser.add_argument("--run-id", required=True, metavar="ID", help="names the run; given again, it is done once")
+    parser.add_argument("--as-of", type=_day, metavar="DATE", help="the day to take for today; default: the inputs'")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="lay over a setting, as section.key",
+    )
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of what goes to stderr")
+
+
+def main(pipeline: Any, arguments: Sequence[str] | None = None) -> int:
+    """The whole of a job's entry point: `sys.exit(main(score_candidates))`."""
+    parser = argparse.ArgumentParser(prog=pipeline.JOB, description=(pipeline.__doc__ or "").splitlines()[0])
+    add_arguments(parser)
+    return launch(pipeline, parser.parse_args(arguments))
+
+
+def launch(pipeline: Any, asked: argparse.Namespace) -> int:
+    """Run a job as asked; the exit status."""
+    log_to_stderr(asked.log_format)
+    with ending_well() as ended:
+        settings = load_settings(pipeline, asked.conf, asked.overrides)
+        if not config.is_name(asked.run_id):
+            raise ConfigError("--run-id: expected letters, digits and _ . = - only, 128 at most")
+        with spark_session(pipeline.JOB, settings) as spark:
+            summary = pipeline.run(spark, settings, asked.run_id, asked.as_of)
+        print(json.dumps(summary.as_json()), flush=True)
+    if ended.status != PUBLISHED:
+        failed = {"job": pipeline.JOB, "run_id": asked.run_id, "status": "failed", "exit_status": ended.status}
+        print(json.dumps({**failed, "error": ended.error}), flush=True)
+    return ended.status
+
+
+def load_settings(pipeline: Any, path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """A job's settings, validated. Raises ConfigError with every fault."""
+    settings: Settings = config.load(path, pipeline.JOB, pipeline.Config, jobs(), overrides)
+    return settings
+
+
+class Ending:
+    """How a run ended: exit status, and the error's class."""
+
+    status = PUBLISHED
+    error = ""
+
+
+@contextmanager
+def ending_well() -> Iterator[Ending]:
+    """Turn whatever ends the block into an exit status and a sentence on stderr. SIGTERM ends it with 143."""
+    ending = Ending()
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield ending
+    except EcomsparkError as error:
+        ending.status, ending.error = error.status, type(error).__name__
+        log.error("%s: %s", type(error).__name__, error)
+    except (SystemExit, KeyboardInterrupt) as end:
+        code = end.code if isinstance(end, SystemExit) else 130
+        ending.status, ending.error = code if isinstance(code, int) else UNEXPECTED, type(end).__name__
+        log.error("ended by a signal; nothing half-made was published")
+    except Exception as error:
+        # A message of Spark's or of a library's may hold a row's text: its class and the way to it must do.
+        ending.status, ending.error = UNEXPECTED, type(error).__name__
+        condition = error.getCondition() if isinstance(error, PySparkException) else None
+        said = f" ({condition})" if condition else ""
+        log.error("unexpected %s%s, by way of %s", type(error).__name__, said, way(error))
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def spark_session(name: str, settings: Settings) -> Iterator[SparkSession]:
+    """The session that spark-submit or the caller made, else one of our own, with the properties file of the settings.
+
+    Raises ConfigError when Java or the properties file is missing, or when the session lacks what the tables need.
+    """
+    if SparkSession.getActiveSession() is not None or "PYSPARK_GATEWAY_PORT" in os.environ:
+        spark = SparkSession.builder.appName(name).getOrCreate()
+        _check(spark)
+        yield spark
+        return
+    if fault := preflight.java_fault():
+        raise ConfigError(fault)
+    properties = settings.spark_properties
+    if properties is None or not properties.is_file():
+        raise ConfigError(f"spark_properties: expected Spark's properties file, found {properties or 'none named'}")
+    # Executors would start the python3 of PATH, not this one.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {properties.resolve()} pyspark-shell"
+    start = time.monotonic()
+    with _spark_says_to_file() as said:
+        spark = SparkSession.builder.appName(name).getOrCreate()
+    log.info(
+        "%s: Spark %s started in %.1f s; what it says is in %s", name, spark.version, time.monotonic() - start, said
+    )
+    try:
+        _check(spark)
+        yield spark
+    finally:
+        spark.stop()
+
+
+def log_to_stderr(form: str) -> None:
+    """Send our log to stderr, as sentences or as one JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if form == "json" else _Sentences())
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    # PySpark prints the message of every error of Spark's that it meets, values included, before we can catch it.
+    for name in ("DataFrameQueryContextLogger", "SQLQueryContextLogger"):
+        logging.getLogger(name).disabled = True
+
+
+class _Sentences(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {prefix}{record.getMessage()}"
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        return json.dumps({"at": at, "level": record.levelname.lower(), "message": record.getMessage()})
+
+
+@contextmanager
+def _spark_says_to_file() -> Iterator[str]:
+    """While the JVM starts, file descriptor 2 is a file: the JVM keeps it, and our stderr stays ours."""
+    file = tempfile.NamedTemporaryFile(prefix="ecomspark-spark-", suffix=".log", delete=False)  # noqa: SIM115
+    sys.stderr.flush()
+    ours = os.dup(2)
+    try:
+        os.dup2(file.fileno(), 2)
+        yield file.name
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
+        file.close()
+
+
+def _check(spark: SparkSession) -> None:
+    wanted = {
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.ansi.enabled": "true",
+    }
+    found = {key: _setting_of(spark, key) for key in wanted}
+    faults = [
+        f"{key}: expected {value}, found {found[key]}" for key, value in wanted.items() if value not in found[key]
+    ]
+    if faults:
+        raise ConfigError("\n".join(["Spark: set in the properties file, as conf/spark-local.conf does", *faults]))
+
+
+def _setting_of(spark: SparkSession, key: str) -> str:
+    try:
+        return str(spark.conf.get(key))
+    except PySparkException:
+        return "nothing"
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED)
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a date as 2026-11-22, found {text}") from None

@@ -1,0 +1,165 @@
+"""How good the rankings are, by judgments: against BM25, the untuned encoder, and chance. To `run_metrics`."""
+
+import logging
+from datetime import date
+from typing import Literal
+
+import pandas as pd
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ecomspark import tables
+from ecomspark.config import Name, Settings, setting
+from ecomspark.errors import ContractError
+from ecomspark.evaluation import Measures, as_table, judged_figures, published_figures
+from ecomspark.features import bm25 as lexical
+from ecomspark.features.scores import pair_texts
+from ecomspark.models.checkpoint import open_checkpoint
+from ecomspark.runs import Run, Summary, open_run
+from ecomspark.schemas import (
+    COLLECTION_STATISTICS,
+    EMBEDDINGS,
+    ITEMS,
+    JUDGMENTS,
+    QUERIES,
+    RANKINGS,
+    RUN_METRICS,
+    SPLITS,
+    TERMS,
+    TEXTS,
+)
+from ecomspark.scoring import EmbedderAt, embed_texts
+from ecomspark.tables import Warehouse
+
+JOB = "evaluate_rankings"
+
+READS = (JUDGMENTS, SPLITS, QUERIES, ITEMS, RANKINGS, COLLECTION_STATISTICS)
+
+log = logging.getLogger("ecomspark")
+
+
+class Config(Settings):
+    """Which judgments, which rankings, which figures."""
+
+    judgment_set: Name = setting(..., "which judgments")
+    split: Name = setting("default", "which split of the queries")
+    side: Literal["train", "validation", "test"] = setting("test", "which side of it")
+    judged_variant: Name = setting("judged", "the variant that ranks judged items only, with the same policy")
+    published_variant: Name = setting("main", "the variant that search shows")
+    encoder: Name | None = setting(None, "an untuned encoder to compare with, by cosine; null: none")
+    token_budget: int = setting(2048, "tokens of one forward pass of the encoder", unit="tokens", decides=False, ge=1)
+    k: int = setting(10, "places that ndcg, precision and recall look at", unit="places", ge=1)
+    grade_threshold: int = setting(2, "grade from which an item counts as relevant, for mrr, precision, recall and auc")
+    resamples: int = setting(2_000, "bootstrap resamples of the queries", ge=100)
+    shuffles: int = setting(200, "random orders a query, for chance", ge=1)
+    seed: int = setting(20_111_031, "of resamples and shuffles")
+
+
+def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
+    warehouse = Warehouse(spark, config.warehouse, config.buckets)
+    with open_run(
+        warehouse, JOB, run_id, reads=READS, settings_digest=config.deciding_digest(), as_of=as_of
+    ) as current:
+        if not current.is_replayed:
+            with current.stage("rankings"):
+                judged = _judged(current, config).persist()
+                orders = _orders(current, config, judged)
+                published = _published(current, config, judged)
+            with current.stage("metrics"):
+                measures = Measures(
+                    config.gains, config.k, config.grade_threshold, config.resamples, config.shuffles, config.seed
+                )
+                figures = [*judged_figures(orders, measures), *published_figures(published, orders, measures)]
+                keys = {"job": JOB, "run_id": run_id, "judgment_set": config.judgment_set, "slice": "all"}
+                rows = [tuple({**keys, **vars(figure)}[c.name] for c in RUN_METRICS.columns) for figure in figures]
+                frame = spark.createDataFrame(rows, tables.ddl(RUN_METRICS))
+                current.commit(tables.append_log(warehouse, RUN_METRICS, frame, current.author))
+                current.count(figures=len(figures))
+            judged.unpersist()
+            for line in as_table(figures):
+                log.info("%s: %s", JOB, line)
+    return current.summary()
+
+
+def _judged(current: Run, config: Config) -> DataFrame:
+    """(query_id, item_id, grade) of the side that is evaluated."""
+    of_side = current.read(SPLITS).where((F.col("split") == config.split) & (F.col("side") == config.side))
+    of_set = current.read(JUDGMENTS).where(F.col("judgment_set") == config.judgment_set)
+    judged = of_set.join(of_side.select("query_id"), on="query_id", how="inner")
+    return judged.select("query_id", "item_id", "grade")
+
+
+def _orders(current: Run, config: Config, judged: DataFrame) -> pd.DataFrame:
+    """The judged pairs with what each ranker orders them by: final, model, bm25, cosine; all are higher is better.
+
+    Null in `final` where the judged variant lacks the pair: it is left out for all rankers alike, but is in the ideal.
+    """
+    ranked = current.read(RANKINGS).where(F.col("variant") == config.judged_variant)
+    of_final = ranked.select(
+        "query_id", "item_id", (-F.col("rank")).cast("double").alias("final"), F.col("logit").alias("model")
+    )
+    queries, items = current.read(QUERIES), current.read(ITEMS)
+    terms = tables.read_memory(current.warehouse, TERMS)
+    of_version = F.col("statistics_version") == config.bm25.statistics_version
+    statistics = current.read(COLLECTION_STATISTICS).where(of_version)
+    asked = queries.join(judged.select("query_id").distinct(), on="query_id", how="left_semi")
+    offered = items.join(judged.select("item_id").distinct(), on="item_id", how="left_semi")
+    item_terms = lexical.item_terms(offered, terms, config.analysers, config.bm25)
+    postings = lexical.postings(item_terms, statistics, config.bm25)
+    query_terms = lexical.query_terms(asked, terms, config.analysers)
+    of_bm25 = lexical.scores_of(judged, query_terms, postings).withColumnRenamed("score", "bm25")
+    orders = judged.join(of_final, on=["query_id", "item_id"], how="left").join(
+        of_bm25, on=["query_id", "item_id"], how="left"
+    )
+    if config.encoder:
+        of_cosine = _cosines(current, config, judged, queries, items)
+        orders = orders.join(of_cosine, on=["query_id", "item_id"], how="left")
+    frame = orders.withColumn("query_id", F.hex("query_id")).fillna({"bm25": 0.0}).toPandas()
+    if frame.empty or frame["final"].isna().all():
+        raise ContractError(
+            f"rankings: expected judged pairs of {config.judgment_set} ({config.side}) under the variant "
+            f"{config.judged_variant}, found none; build, score and rank with the source `judged` first"
+        )
+    current.count(judged_pairs=len(frame), not_ranked=int(frame["final"].isna().sum()))
+    return frame.sort_values(["query_id", "item_id"], ignore_index=True)
+
+
+def _cosines(current: Run, config: Config, judged: DataFrame, queries: DataFrame, items: DataFrame) -> DataFrame:
+    """(query_id, item_id, cosine): dot products of unit vectors; vectors that are not there yet are made and kept."""
+    encoder = open_checkpoint(config.models_folder, config.encoder or "", "encoder")
+    texts = tables.read_memory(current.warehouse, TEXTS)
+    pairs = pair_texts(judged, queries, items, texts, encoder.card.recipe.digest).persist()
+    of_scorer = F.col("scorer_digest") == F.lit(encoder.scorer_digest)
+    embedder = EmbedderAt(str(encoder.folder.resolve()), encoder.scorer_digest, config.token_budget)
+    roles: tuple[Literal["query", "passage"], ...] = ("query", "passage")
+    for role in roles:
+        wanted = pairs.select(F.col(f"{role}_digest").alias("text_digest"), F.col(f"{role}_text").alias("text"))
+        there = tables.read_memory(current.warehouse, EMBEDDINGS).where(of_scorer & (F.col("role") == role))
+        missing = wanted.dropDuplicates(["text_digest"]).join(
+            there.select("text_digest"), on="text_digest", how="left_anti"
+        )
+        if not missing.isEmpty():
+            vectors = embed_texts(missing, embedder, role)
+            rows = vectors.select("*", F.lit(role).alias("role"), F.lit(encoder.scorer_digest).alias("scorer_digest"))
+            commit = tables.append_memory(current.warehouse, EMBEDDINGS, rows, current.author)
+            current.count(embedded=commit.inserted)
+            current.commit(commit)
+    vectors = tables.read_memory(current.warehouse, EMBEDDINGS).where(of_scorer)
+    joined = pairs.select("query_id", "item_id", "query_digest", "passage_digest")
+    for role in roles:
+        of_role = vectors.where(F.col("role") == role)
+        named = of_role.select(F.col("text_digest").alias(f"{role}_digest"), F.col("vector").alias(f"{role}_vector"))
+        joined = joined.join(named, on=f"{role}_digest", how="inner")
+    products = F.zip_with("query_vector", "passage_vector", lambda x, y: x.cast("double") * y)
+    cosine = F.round(F.aggregate(products, F.lit(0.0), lambda total, x: total + x), 6)
+    return joined.select("query_id", "item_id", cosine.alias("cosine"))
+
+
+def _published(current: Run, config: Config, judged: DataFrame) -> pd.DataFrame:
+    """The first k places of the published variant for the judged queries, with the grade where there is one."""
+    asked = judged.select("query_id").distinct()
+    ranked = current.read(RANKINGS).where((F.col("variant") == config.published_variant) & (F.col("rank") <= config.k))
+    shown = ranked.join(asked, on="query_id", how="left_semi").select("query_id", "item_id", "rank")
+    graded = shown.join(judged, on=["query_id", "item_id"], how="left")
+    frame = graded.select(F.hex("query_id").alias("query_id"), "rank", "grade").toPandas()
+    return frame.sort_values(["query_id", "rank"], ignore_index=True)

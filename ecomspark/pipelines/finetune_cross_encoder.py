@@ -1,0 +1,154 @@
+"""From judgments and a base encoder to a cross-encoder's checkpoint. Trains in a process of its own."""
+
+import logging
+from datetime import date
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import field_validator
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ecomspark import tables
+from ecomspark.config import Name, Section, Settings, setting
+from ecomspark.errors import CheckpointError, ContractError
+from ecomspark.features.scores import pair_texts
+from ecomspark.features.splits import sides
+from ecomspark.models.checkpoint import CARD, Card, open_checkpoint
+from ecomspark.runs import Run, Summary, open_run
+from ecomspark.schemas import ITEMS, JUDGMENTS, QUERIES, SPLITS, TEXTS
+from ecomspark.tables import Warehouse
+from ecomspark.text import digest
+from ecomspark.training import train
+
+JOB = "finetune_cross_encoder"
+
+READS = (JUDGMENTS, QUERIES, ITEMS, SPLITS)
+
+log = logging.getLogger("ecomspark")
+
+
+class Shares(Section):
+    """Parts of the judged queries; what is left is for testing."""
+
+    train: float = setting(0.5, "share of the queries to train on", gt=0, lt=1)
+    validation: float = setting(0.15, "share to choose the best epoch and to calibrate on", gt=0, lt=1)
+
+
+class Config(Settings):
+    """What is trained, on which judgments, how."""
+
+    base: Name = setting(..., "the encoder to start from: a folder in models_folder")
+    name: Name = setting(..., "what the checkpoint is called; it never changes, so a new training takes a new name")
+    judgment_set: Name = setting(..., "which judgments")
+    split: Name = setting("default", "name of the split of the queries; those not in it yet are put on a side")
+    shares: Shares = setting(Shares(), "parts of the split")
+    max_tokens: int = setting(128, "tokens of a pair, special ones included", unit="tokens", gt=4)
+    query_max_tokens: int = setting(32, "tokens kept of a query; then only the passage is cut", unit="tokens", gt=0)
+    loss: Literal["bce", "mse"] = setting("bce", "on grade / best grade: binary cross-entropy, or squared error")
+    epochs: int = setting(6, "times through the pairs at most", ge=1)
+    batch_size: int = setting(32, "pairs of a step", unit="pairs", ge=1)
+    learning_rate: float = setting(5e-5, "highest rate of AdamW", gt=0)
+    warmup_share: float = setting(0.1, "share of the steps in which the rate rises; then it falls linearly", ge=0, lt=1)
+    weight_decay: float = setting(0.01, "of AdamW", ge=0)
+    patience: int = setting(3, "epochs without a better validation NDCG@10 before it stops", unit="epochs", ge=1)
+    seed: int = setting(13, "of initialisation, order and dropout, and of the split")
+
+    @field_validator("shares")
+    @classmethod
+    def _some_left(cls, value: Shares) -> Shares:
+        if value.train + value.validation >= 1:
+            raise ValueError("train and validation must leave queries to test on")
+        return value
+
+
+def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
+    base = open_checkpoint(config.models_folder, config.base, "encoder")
+    warehouse = Warehouse(spark, config.warehouse, config.buckets)
+    settings_digest = config.deciding_digest(base.scorer_digest.hex())
+    with open_run(warehouse, JOB, run_id, reads=READS, settings_digest=settings_digest, as_of=as_of) as current:
+        if not current.is_replayed:
+            with current.stage("split"):
+                split = _split(current, config)
+            with current.stage("examples"):
+                examples = _examples(current, config, split)
+            training = digest(settings_digest.hex(), _content(examples)).hex()
+            if not _is_there(config, training):
+                with current.stage("train"):
+                    card = Card(
+                        kind="cross_encoder",
+                        base=config.base,
+                        recipe=config.recipe,
+                        max_tokens=config.max_tokens,
+                        query_max_tokens=config.query_max_tokens,
+                        data={name: vars(at) for name, at in current.inputs.items() if at},
+                        settings=config.model_dump(mode="json", exclude=set(Settings.model_fields)),
+                        training_digest=training,
+                    )
+                    train(_plan(config, card), examples)
+                    current.count(checkpoints=1)
+    return current.summary()
+
+
+def _split(current: Run, config: Config) -> DataFrame:
+    """The named split with every judged query on a side; those that are new to it are added."""
+    of_set = current.read(JUDGMENTS).where(F.col("judgment_set") == config.judgment_set)
+    there = current.read_if_there(SPLITS).where(F.col("split") == config.split)
+    new = sides(
+        of_set.select("query_id").distinct(), config.split, config.seed, config.shares.train, config.shares.validation
+    )
+    added = new.join(there.select("query_id"), on="query_id", how="left_anti")
+    change = tables.compare(current.warehouse, SPLITS, added, current.author, deletes=False)
+    current.count(split_queries=change.inserted)
+    current.commit(tables.publish(current.warehouse, change, current.author))
+    newest = tables.snapshot(current.warehouse, SPLITS)
+    return tables.read(current.warehouse, SPLITS, newest).where(F.col("split") == config.split)
+
+
+def _examples(current: Run, config: Config, split: DataFrame) -> pd.DataFrame:
+    """The judged pairs of the training and validation queries with the texts that scoring would read."""
+    judged = current.read(JUDGMENTS).where(F.col("judgment_set") == config.judgment_set)
+    learnt = split.where(F.col("side").isin("train", "validation")).select("query_id", "side")
+    pairs = judged.join(learnt, on="query_id", how="inner").select("query_id", "item_id", "grade", "side")
+    texts = tables.read_memory(current.warehouse, TEXTS)
+    read = pair_texts(pairs, current.read(QUERIES), current.read(ITEMS), texts, config.recipe.digest)
+    joined = read.join(pairs, on=["query_id", "item_id"], how="inner").select(
+        F.lower(F.hex("query_id")).alias("query_id"), "item_id", "query_text", "passage_text", "grade", "side"
+    )
+    examples = joined.toPandas().sort_values(["query_id", "item_id"], ignore_index=True)
+    by_side = examples["side"].value_counts()
+    current.count(train_pairs=int(by_side.get("train", 0)), validation_pairs=int(by_side.get("validation", 0)))
+    if examples[["query_text", "passage_text"]].isna().any(axis=None):
+        raise ContractError("texts: a judged query or item has none under the settings' recipe; run build_texts first")
+    for side in ("train", "validation"):
+        if not by_side.get(side, 0):
+            raise ContractError(
+                f"judgments: expected pairs of {config.judgment_set} on the {side} side of split {config.split}, "
+                "found none; judge more queries or change the shares"
+            )
+    return examples
+
+
+def _content(examples: pd.DataFrame) -> str:
+    return digest(*(str(value) for row in examples.itertuples(index=False) for value in row)).hex()
+
+
+def _is_there(config: Config, training: str) -> bool:
+    """Whether this very training has been done. Raises CheckpointError when another one has its name."""
+    if not (config.models_folder / config.name / CARD).exists():
+        return False
+    if open_checkpoint(config.models_folder, config.name, "cross_encoder").card.training_digest != training:
+        raise CheckpointError(
+            f"{config.name}: trained from other settings or judgments; a checkpoint never changes: "
+            f"set {JOB}.name to a new name"
+        )
+    log.info("%s: %s was trained from exactly this already", JOB, config.name)
+    return True
+
+
+def _plan(config: Config, card: Card) -> dict[str, Any]:
+    """What `models.finetune.Plan` reads."""
+    keys = ("base", "name", "loss", "epochs", "batch_size", "learning_rate", "warmup_share", "weight_decay", "patience",
+            "seed", "gains")  # fmt: skip
+    settings = {key: getattr(config, key) for key in keys}
+    return {**settings, "models_folder": str(config.models_folder.resolve()), "card": card.model_dump(mode="json")}

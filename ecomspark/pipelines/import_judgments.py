@@ -1,0 +1,34 @@
+"""Grades of (query, item) by an assessor, into `judgment_aliases`; build_texts makes `judgments` of them."""
+
+from datetime import date
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from ecomspark.config import Name, setting
+from ecomspark.importing import ImportSettings, import_state
+from ecomspark.runs import Summary, open_run
+from ecomspark.schemas import JUDGMENT_ALIASES
+from ecomspark.tables import Warehouse
+
+JOB = "import_judgments"
+
+
+class Config(ImportSettings):
+    """`columns` maps to source_query_id, item_id and grade."""
+
+    source_name: Name = setting(..., "the source_name under which import_queries imported the queries")
+    judgment_set: Name = setting(..., "what these judgments are called: they share one scale and source")
+
+
+def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
+    warehouse = Warehouse(spark, config.warehouse, config.buckets)
+    digest = config.deciding_digest()
+    rules = {"grade_off_scale": f"grade NOT IN ({', '.join(map(str, sorted(config.gains)))})"}
+    given = {"judgment_set": config.judgment_set, "source": config.source_name}
+    of_set = F.col("judgment_set") == config.judgment_set
+    with open_run(warehouse, JOB, run_id, source=config.source, settings_digest=digest, as_of=as_of) as current:
+        if not current.is_replayed:
+            with current.stage("import"):
+                import_state(current, config, JUDGMENT_ALIASES, rules, given=given, scope=of_set)
+    return current.summary()
