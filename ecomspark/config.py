@@ -263,7 +263,8 @@ def _deciding(section: BaseModel) -> dict[str, Any]:
     return plain
 
 
-def _described(fields: Mapping[str, FieldInfo], indent: str) -> list[str]:
+def _described(fields: Mapping[str, FieldInfo], indent: str, given: BaseModel | None = None) -> list[str]:
+    """The lines of some fields, with their defaults or, where there is one, with the values that `given` has."""
     lines: list[str] = []
     for own_name, field in fields.items():
         name, extra = field.alias or own_name, _extra(field)
@@ -272,13 +273,14 @@ def _described(fields: Mapping[str, FieldInfo], indent: str) -> list[str]:
         lines.append(f"{indent}# {field.description} ({'; '.join(facts)})")
         models = list(_models_in(field.annotation))
         default = None if field.is_required() else field.get_default(call_default_factory=True)
+        default = getattr(given, own_name) if given else default
         if field.annotation is not None and field.annotation in models:
-            lines += [f"{indent}{name}:", *_described(models[0].model_fields, indent + "  ")]
+            lines += [f"{indent}{name}:", *_described(models[0].model_fields, indent + "  ", default)]
         elif models and isinstance(default, dict):
             lines.append(f"{indent}{name}:")
-            for key in default:
-                lines += [f"{indent}  {key}:", *_described(models[0].model_fields, indent + "    ")]
-        elif field.is_required():
+            for key, value in default.items():
+                lines += [f"{indent}  {key}:", *_described(models[0].model_fields, indent + "    ", value)]
+        elif field.is_required() and given is None:
             lines.append(f"{indent}{name}:    # required")
             inner = [line for model in models for line in ["  NAME:", *_described(model.model_fields, "    ")]]
             lines += [f"{indent}# {line}" for line in inner]

@@ -52,7 +52,8 @@ def judged_figures(orders: pd.DataFrame, measures: Measures) -> list[Figure]:
     """
     rankers = [name for name in RANKERS if name in orders]
     values: dict[str, dict[str, list[float | None]]] = {}
-    for place, (_, of_query) in enumerate(orders.groupby("query_id", sort=True)):
+    in_order = orders.sort_values(["query_id", "item_id"])  # so that chance draws the same, whatever the rows' order
+    for place, (_, of_query) in enumerate(in_order.groupby("query_id", sort=True)):
         ranked = of_query[of_query["final"].notna()]
         for name, metric in _metrics(measures, list(of_query["grade"])).items():
             for ranker in rankers:

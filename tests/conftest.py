@@ -51,18 +51,20 @@ def warehouse(spark: Any, tmp_path: Path) -> Any:
 @pytest.fixture
 def rows(spark: Any) -> Callable[..., Any]:
     """`rows(TABLE, {...}, {...})`: a DataFrame of a declared table; columns that are not named get a harmless value."""
-    from ecomspark.tables.warehouse import ddl
+    return lambda table, *given: build_rows(spark, table, *given)
 
-    def build(table: Any, *given: dict[str, Any]) -> Any:
-        unknown = {name for row in given for name in row} - set(table.column_names)
-        assert not unknown, f"{table.name} has no column {', '.join(unknown)}"
-        filled = [
-            tuple(row[c.name] if c.name in row else None if c.is_nullable else harmless(c.type) for c in table.columns)
-            for row in given
-        ]
-        return spark.createDataFrame(filled, ddl(table))
 
-    return build
+def build_rows(spark: Any, table: Any, *given: dict[str, Any]) -> Any:
+    """What the fixture `rows` gives, for fixtures of a wider scope."""
+    from ecomspark.tables import ddl
+
+    unknown = {name for row in given for name in row} - set(table.column_names)
+    assert not unknown, f"{table.name} has no column {', '.join(unknown)}"
+    filled = [
+        tuple(row[c.name] if c.name in row else None if c.is_nullable else harmless(c.type) for c in table.columns)
+        for row in given
+    ]
+    return spark.createDataFrame(filled, ddl(table))
 
 
 def harmless(type_name: str) -> Any:

@@ -144,7 +144,8 @@ def _terms(policy: Policy, as_of: date) -> dict[str, Column]:
     place = F.percent_rank().over(comparable.orderBy("price"))
     says_something = F.min("price").over(comparable) != F.max("price").over(comparable)
     price = F.when(F.col("price").isNotNull() & says_something, 1.0 - place).otherwise(0.5)
-    sold = F.least(F.lit(1.0), F.log1p(F.col("sold_count")) / F.log1p(F.lit(float(policy.sold_cap))))
+    share = F.log1p(F.col("sold_count")) / F.log1p(F.lit(float(policy.sold_cap)))
+    sold = F.when(share > 1.0, 1.0).otherwise(share)  # least() would make 1 of a null
     count = F.when(F.col("rating").isNull(), 0).otherwise(F.coalesce("rating_count", F.lit(1)))
     mean = (F.coalesce("rating", F.lit(0.0)) * count + policy.rating_prior * policy.rating_prior_count) / (
         count + policy.rating_prior_count

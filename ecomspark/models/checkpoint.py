@@ -115,6 +115,8 @@ def open_checkpoint(
     faults = [*_forbidden(folder), *_altered(folder, card), *_inconsistent(folder, card)]
     if kind and card.kind != kind:
         faults.append(f"expected a {kind}, found a {card.kind}")
+    if scorer_digest not in (None, card.scorer_digest):
+        faults.append("another scorer than the driver's: copy the driver's models folder to this host")
     if faults:
         raise CheckpointError(
             "\n".join([f"{name}: not to be trusted; train or import it anew", *(f"  {f}" for f in faults)])

@@ -1,0 +1,91 @@
+"""Scorers that travel to Spark's workers like real ones, and leave traces that a test can count."""
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ecomspark.models.cross_encoder import Scores
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A scorer whose logit is a function of the texts alone. Writes a line a load and a line a batch under `folder`.
+
+    `once`: what to do the first time a batch holds `trigger`: raise, die (SIGKILL), or nothing. `poison`: a passage
+    that always fails.
+    """
+
+    folder: str
+    trigger: str = ""
+    once: str = ""
+    poison: str = ""
+
+    def load(self) -> "TracedScorer":
+        _note(self.folder, "loads", str(os.getpid()))
+        return TracedScorer(self)
+
+    def loads(self) -> list[str]:
+        return _notes(self.folder, "loads")
+
+    def evaluated(self) -> list[str]:
+        """Every passage that was forwarded, as often as it was."""
+        return [passage for batch in _notes(self.folder, "batches") for passage in batch.split("\x1f")]
+
+
+@dataclass(frozen=True)
+class TracedScorer:
+    of: Traced
+
+    def score(self, queries: Sequence[str], passages: Sequence[str]) -> Scores:
+        if self.of.trigger and self.of.trigger in passages and _first_time(self.of.folder, self.of.trigger):
+            if self.of.once == "raise":
+                raise RuntimeError("a passing fault")
+            if self.of.once == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.of.once == "segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if self.of.once == "exit":
+                os._exit(3)
+        if self.of.poison and self.of.poison in passages:
+            raise ValueError(f"canary {self.of.poison}")
+        _note(self.of.folder, "batches", "\x1f".join(passages))
+        counts = np.array(
+            [len(q.split()) + len(p.split()) for q, p in zip(queries, passages, strict=True)], dtype=np.int32
+        )
+        logits = np.array([logit(q, p) for q, p in zip(queries, passages, strict=True)], dtype=np.float32)
+        return Scores(logits, counts, np.zeros_like(counts), np.zeros_like(counts))
+
+
+def logit(query: str, passage: str) -> float:
+    """Any number that depends on both texts: here on the letters that they share."""
+    return len(set(query) & set(passage)) / 4 - len(passage) / 50
+
+
+def _note(folder: str, name: str, line: str) -> None:
+    with open(Path(folder) / f"{name}-{os.getpid()}", "a") as file:
+        file.write(line + "\n")
+
+
+def _notes(folder: str, name: str) -> list[str]:
+    return [line for path in sorted(Path(folder).glob(f"{name}-*")) for line in path.read_text().splitlines()]
+
+
+def _first_time(folder: str, what: str) -> bool:
+    try:
+        os.close(os.open(Path(folder) / f"once-{abs(hash(what))}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Unloadable:
+    """A model that cannot be made."""
+
+    def load(self) -> Any:
+        raise OSError("no such model")

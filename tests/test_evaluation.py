@@ -1,0 +1,88 @@
+"""Figures over queries: the same items for all rankers, the ideal from all that was judged, what was left out."""
+
+import math
+
+import pandas as pd
+import pytest
+from sklearn.metrics import ndcg_score
+
+from ecomspark.errors import ContractError
+from ecomspark.evaluation import Measures, as_table, judged_figures, published_figures
+
+GAINS = {0: 0.0, 1: 1 / 7, 2: 3 / 7, 3: 1.0}
+MEASURES = Measures(GAINS, k=3, grade_threshold=2, resamples=300, shuffles=50, seed=1)
+
+# query, item, grade, final (minus rank), bm25
+ORDERS = pd.DataFrame(
+    [
+        ("q1", "a", 3, -1.0, 0.0), ("q1", "b", 0, -2.0, 5.0), ("q1", "c", 1, -3.0, 5.0), ("q1", "gone", 3, None, 9.0),
+        ("q2", "a", 0, -2.0, 2.0), ("q2", "b", 2, -1.0, 1.0),
+        ("q3", "a", 0, -1.0, 1.0), ("q3", "b", 0, -2.0, 2.0),
+    ],
+    columns=["query_id", "item_id", "grade", "final", "bm25"],
+)  # fmt: skip
+
+
+def figure(metric: str, ranker: str):  # type: ignore[no-untyped-def]
+    return next(f for f in judged_figures(ORDERS, MEASURES) if (f.metric, f.ranker) == (metric, ranker))
+
+
+def test_ndcg_by_hand_with_the_delisted_item_in_the_ideal_only() -> None:
+    ideal = 1 + 1 / math.log2(3) + (1 / 7) / 2
+    q1_final = (1 + (1 / 7) / 2) / ideal
+    # bm25 of q1: b and c tie at 5, b first by id; then a. The item that left the shop is in no order.
+    q1_bm25 = (0 + (1 / 7) / math.log2(3) + 1 / 2) / ideal
+    assert figure("ndcg@3", "final").value == pytest.approx((q1_final + 1) / 2, abs=1e-4)
+    assert figure("ndcg@3", "bm25").value == pytest.approx((q1_bm25 + 1 / math.log2(3)) / 2, abs=1e-4)
+
+
+def test_a_query_without_gain_is_left_out_and_counted() -> None:
+    found = figure("ndcg@3", "final")
+    assert (found.query_count, found.omitted_count) == (2, 1)
+    assert figure("precision@3", "final").query_count == 3, "precision has a value there, too"
+
+
+def test_the_lead_is_paired_and_the_final_ranking_has_none() -> None:
+    final, lexical = figure("ndcg@3", "final"), figure("ndcg@3", "bm25")
+    assert final.difference is None
+    assert lexical.difference == pytest.approx(final.value - lexical.value, abs=1e-4)
+    assert lexical.difference_low is not None
+    assert lexical.difference_low <= lexical.difference
+
+
+def test_agrees_with_an_independent_implementation_where_all_items_are_ranked() -> None:
+    whole = ORDERS[(ORDERS["query_id"] != "q3") & ORDERS["final"].notna()]
+    expected = [
+        ndcg_score([[GAINS[g] for g in of["grade"]]], [list(of["final"])], k=3) for _, of in whole.groupby("query_id")
+    ]
+    found = next(f for f in judged_figures(whole, MEASURES) if (f.metric, f.ranker) == ("ndcg@3", "final"))
+    assert found.value == pytest.approx(sum(expected) / 2, abs=1e-4)
+
+
+def test_the_published_ranking_gains_nothing_from_unjudged_items_and_says_how_many_there_are() -> None:
+    published = pd.DataFrame(
+        [("q1", 1, None), ("q1", 2, 3), ("q1", 3, None), ("q2", 1, 2)], columns=["query_id", "rank", "grade"]
+    )
+    found = {f.metric: f for f in published_figures(published, ORDERS, MEASURES)}
+    ideal = 1 + 1 / math.log2(3) + (1 / 7) / 2
+    assert found["ndcg@3"].value == pytest.approx((1 / math.log2(3) / ideal + 1) / 2, abs=1e-4)
+    assert found["judged@3"].value == pytest.approx((1 / 3 + 1 / 3 + 0) / 3, abs=1e-4)
+    assert found["recall@3"].value == pytest.approx((0.5 + 1) / 2, abs=1e-4)
+    assert "auc" not in found
+
+
+def test_figures_are_the_same_again_and_in_any_order_of_rows() -> None:
+    shuffled = ORDERS.sample(frac=1, random_state=3)
+    assert judged_figures(shuffled, MEASURES) == judged_figures(ORDERS, MEASURES)
+
+
+def test_nothing_worth_anything_is_an_error_not_a_figure() -> None:
+    with pytest.raises(ContractError, match="no value for any query"):
+        judged_figures(ORDERS.assign(grade=0), MEASURES)
+
+
+def test_the_table_shows_every_figure_with_its_interval() -> None:
+    lines = as_table(judged_figures(ORDERS, MEASURES))
+    assert len(lines) == 1 + 5 * 3 + 1
+    assert "2 queries; 1 left out" in lines[-1]
+    assert any(line.startswith("ndcg@3        bm25") and "[" in line for line in lines)

@@ -1,0 +1,161 @@
+"""The gate: one evaluation a row, one load a worker, bad rows told apart, faults survived (R1, R2, R7, R17)."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from fakes import Traced, Unloadable, logit
+from pyspark.sql import Window
+from pyspark.sql import functions as F
+
+from ecomspark import scoring, tables
+from ecomspark.models import cross_encoder, embedder
+from ecomspark.scoring import CrossEncoderAt, EmbedderAt, embed_texts, score_pairs
+from ecomspark.tables import Author, Warehouse
+
+PASSAGES = [f"{word} item {n}" for n in range(60) for word in ("red", "wooden")]
+
+
+def pairs_of(spark: Any, passages: list[str], partitions: int) -> Any:
+    rows = [(2**53 + n, f"query {n % 5}", passage) for n, passage in enumerate(passages)]
+    return spark.createDataFrame(rows, "id long, query_text string, passage_text string").repartition(partitions, "id")
+
+
+def test_each_row_is_evaluated_once_through_write_filter_and_window(spark: Any, tmp_path: Path) -> None:
+    scorer = Traced(str(tmp_path))
+    scored = score_pairs(pairs_of(spark, PASSAGES, 4), scorer)
+    by_query = Window.partitionBy(F.col("id") % 5).orderBy(F.desc("logit"), "id")
+    behind = scored.where("logit > -100").withColumn("place", F.row_number().over(by_query)).where("place <= 10")
+    behind.select("id", "logit", "activation", "token_count", "place").write.parquet(str(tmp_path / "out"))
+    assert Counter(scorer.evaluated()) == Counter(PASSAGES)
+    assert len(scorer.loads()) == len(set(scorer.loads())) <= 2, "one load a worker process, two slots"
+    rows = spark.read.parquet(str(tmp_path / "out")).collect()
+    assert len(rows) == 50
+    for row in rows:
+        n = row["id"] - 2**53
+        assert row["logit"] == pytest.approx(logit(f"query {n % 5}", PASSAGES[n]), abs=1e-6)
+
+
+@pytest.mark.parametrize("fault", ["raise", "die", "segfault", "exit"])
+def test_a_fault_that_happens_once_loses_and_doubles_no_row(spark: Any, tmp_path: Path, fault: str) -> None:
+    scorer = Traced(str(tmp_path), trigger=PASSAGES[37], once=fault)
+    pairs = pairs_of(spark, PASSAGES, 6)
+    score_pairs(pairs, scorer).write.parquet(str(tmp_path / "out"))
+    rows = spark.read.parquet(str(tmp_path / "out")).collect()
+    assert Counter(row["id"] for row in rows) == Counter(2**53 + n for n in range(len(PASSAGES)))
+    assert all(row["logit"] is not None for row in rows)
+    again = [passage for passage, times in Counter(scorer.evaluated()).items() if times > 1]
+    assert len(again) <= len(PASSAGES) / 6 * 2, "at most the failed task's rows were evaluated again"
+
+
+def test_a_row_that_always_fails_becomes_its_error_and_the_rest_goes_on(spark: Any, tmp_path: Path) -> None:
+    scorer = Traced(str(tmp_path), poison=PASSAGES[5])
+    rows = {row["id"] - 2**53: row for row in score_pairs(pairs_of(spark, PASSAGES, 2), scorer).collect()}
+    bad = rows.pop(5)
+    assert (bad["logit"], bad["token_count"], bad["error"], bad["error_kind"]) == (None, None, "ValueError", "lasting")
+    assert all(row["logit"] is not None and row["error"] is None for row in rows.values())
+    assert "canary" not in str(bad)
+    assert Counter(scorer.evaluated()) == Counter(p for p in PASSAGES if p != PASSAGES[5])
+
+
+class Explodes:
+    """A scorer with one fault for each batch that holds a given passage."""
+
+    def __init__(self, error: Exception | float) -> None:
+        self.error = error
+
+    def score(self, queries: list[str], passages: list[str]) -> cross_encoder.Scores:
+        if "bad" in passages and isinstance(self.error, Exception):
+            raise self.error
+        logits = np.array([self.error if p == "bad" else 1.0 for p in passages], dtype=np.float32)
+        return cross_encoder.Scores(logits, *[np.ones(len(logits), dtype=np.int32)] * 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "kind"),
+    [
+        (ValueError("x"), "ValueError", "lasting"), (MemoryError(), "MemoryError", "passing"),
+        (RuntimeError("CUDA out of memory"), "RuntimeError", "passing"), (float("nan"), "NotFinite", "lasting"),
+        (float("inf"), "NotFinite", "lasting"),
+    ],
+)  # fmt: skip
+def test_errors_are_told_apart_by_whether_they_may_pass(error: Any, name: str, kind: str) -> None:
+    frame = scoring._scored(Explodes(error), ["q"] * 5, ["a", "b", "bad", "c", "d"])
+    assert list(frame["logit"].notna()) == [True, True, False, True, True]
+    assert (frame["error"][2], frame["error_kind"][2]) == (name, kind)
+    assert frame["error"].isna().sum() == 4
+
+
+@pytest.mark.parametrize("missing", ["", None])
+def test_an_empty_text_is_an_error_of_its_own_row(missing: str | None) -> None:
+    frame = scoring._scored(Explodes(1.0), ["q", missing, "q"], ["a", "b", missing])
+    assert list(frame["error"].fillna("-")) == ["-", "EmptyText", "EmptyText"]
+    assert scoring._scored(Explodes(1.0), [], []).empty
+
+
+def test_a_model_that_cannot_be_made_fails_the_task_not_the_rows(spark: Any) -> None:
+    with pytest.raises(Exception, match="no such model"):
+        score_pairs(pairs_of(spark, PASSAGES[:2], 1), Unloadable()).collect()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tiny.checkpoint(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize(("partitions", "arrow_batch", "token_budget"), [(1, 1, 64), (2, 7, 2048), (8, 64, 300)])
+def test_scores_do_not_depend_on_partitions_or_batches(
+    spark: Any, real: Any, partitions: int, arrow_batch: int, token_budget: int
+) -> None:
+    passages = [f"red wooden {word} {'star ' * (n % 9)}" for n, word in enumerate(tiny.WORDS)]
+    alone = cross_encoder.load(real.folder, real.scorer_digest, None, 4096)
+    expected = alone.score([f"query {n % 5}" for n in range(len(passages))], passages)
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(arrow_batch))
+    try:
+        scorer = CrossEncoderAt(str(real.folder), real.scorer_digest, token_budget)
+        rows = score_pairs(pairs_of(spark, passages, partitions), scorer).collect()
+    finally:
+        spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "2000")
+    assert sorted(row["id"] - 2**53 for row in rows) == list(range(len(passages)))
+    for row in rows:
+        n = row["id"] - 2**53
+        assert row["logit"] == pytest.approx(float(expected.logits[n]), abs=1e-5)
+        assert row["token_count"] == expected.token_counts[n]
+
+
+def test_a_worker_refuses_another_model_than_the_drivers(spark: Any, real: Any) -> None:
+    scorer = CrossEncoderAt(str(real.folder), b"another digest!!", 100)
+    with pytest.raises(Exception, match="another scorer than the driver's"):
+        score_pairs(pairs_of(spark, PASSAGES[:2], 1), scorer).collect()
+
+
+def test_vectors_come_back_in_the_order_of_their_texts(spark: Any, tmp_path: Path) -> None:
+    made = tiny.checkpoint(tmp_path, kind="encoder")
+    texts = spark.createDataFrame(list(enumerate(tiny.WORDS)), "n int, text string").repartition(3)
+    found = embed_texts(texts, EmbedderAt(str(made.folder), made.scorer_digest, 200), "query").orderBy("n").toPandas()
+    expected = embedder.load(made.folder, made.scorer_digest, None, 4096).embed(tiny.WORDS, "query")
+    assert np.stack(list(found["vector"])) == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_the_gate_says_fits_the_table(spark: Any, warehouse: Warehouse, tmp_path: Path) -> None:
+    from ecomspark.schemas import SCORES
+
+    keys = {
+        "query_digest": "unhex('00')",
+        "passage_digest": "encode(CAST(id AS STRING), 'UTF-8')",
+        "scorer_digest": "unhex('01')",
+        "attempt": "1",
+    }
+    pairs = pairs_of(spark, PASSAGES[:9], 2).selectExpr(
+        *(f"{sql} AS {name}" for name, sql in keys.items()), "query_text", "passage_text"
+    )
+    scored = score_pairs(pairs, Traced(str(tmp_path), poison=PASSAGES[3]))
+    commit = tables.append_memory(warehouse, SCORES, scored, Author("test", "1"))
+    assert commit.inserted == 9
+    stored = tables.read_memory(warehouse, SCORES).toPandas()
+    assert list(stored["error"].dropna()) == ["ValueError"]
+    assert pd.isna(stored.loc[stored["error"].notna(), "logit"]).all()
