@@ -7,7 +7,7 @@ MEMORY_GIB ?= 6
 DISK_GIB ?= 12
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format lock wheel clean
+.PHONY: help env demo test bench check format lock wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -38,6 +38,9 @@ demo: $(VENV)/ready ## import, fine-tune, score, rank and judge the sample shop,
 
 test: $(VENV)/ready ## every test (no network, no data but the project's own needed)
 	@$(BIN)/python -m pytest -q
+
+bench: $(VENV)/ready ## measure: what stems and the bound on proposing terms do to recall (uses ../shared/data)
+	@$(BIN)/python tests/benchmarks/bm25_recall.py
 
 check: $(VENV)/ready ## ruff, mypy, the layers, and the lock against pyproject.toml
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy

@@ -1,9 +1,12 @@
 """What can stop a run, each with the exit status that a scheduler sees. Messages: place, expectation, finding, remedy.
 
-No message carries a row's text, a query or a shopper id: they end up in logs that outlive the tables.
+No message carries a row's text, a query or a shopper id: they end up in logs that outlive the tables. Status 4 (a lease
+is taken) and 6 (a hold is set) are kept for leases and holds, which come with the increments.
 """
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PUBLISHED = 0  # or nothing to do, or replayed
@@ -33,13 +36,7 @@ class CheckpointError(ContractError):
     """A model folder is incomplete, altered, or not what its card says."""
 
 
-class LeaseTaken(EcomsparkError):  # noqa: N818 - it is not an error of anybody's: try later
-    """Another run is publishing to the same table."""
-
-    status = 4
-
-
-class NewerPublished(EcomsparkError):  # noqa: N818 - likewise
+class NewerPublished(EcomsparkError):  # noqa: N818 - it is not an error of anybody's
     """Something newer than this run's inputs is published already."""
 
     status = 5
@@ -51,3 +48,13 @@ def way(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "ecomspark" in frame.filename or frame is frames[-1]]
     return " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in ours)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """In a Python worker: let an error leave by its class and the way to it. Spark puts the message of whatever a
+    worker raises into its log, and a library's message may quote the text that it failed on."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}, by way of {way(error)}") from None

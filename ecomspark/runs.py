@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
 
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 
 from ecomspark import tables
@@ -78,6 +78,11 @@ class Run:
         for name, number in rows.items():
             self.rows[name] = self.rows.get(name, 0) + number
 
+    def made(self, checkpoint: str) -> None:
+        """Keep that a checkpoint was made: something was published, though it is in no table."""
+        log.info("%s: made the checkpoint %s", self.author.job, checkpoint)
+        self.count(checkpoints=1)
+
     def commit(self, commit: Commit) -> None:
         """Keep what a publication did. A table published twice keeps its first version before and its last after."""
         name = commit.table.name
@@ -103,6 +108,7 @@ class Run:
 
     def summary(self) -> Summary:
         is_changed = any(versions["before"] != versions["after"] for versions in self.commits.values())
+        is_changed |= self.rows.get("checkpoints", 0) > 0
         status = "replayed" if self.is_replayed else "published" if is_changed else "nothing_to_do"
         return Summary(self.author.job, self.author.run_id, status, self.as_of, self.rows, self.commits, self.seconds)
 
@@ -126,7 +132,7 @@ def open_run(
     NewerPublished when the job already published for a later day.
     """
     author = Author(job, run_id)
-    earlier = _earlier(warehouse, author)
+    earlier, newest = _look(warehouse, author)
     if earlier is not None and earlier["status"] in _OVER:
         if bytes(earlier["settings_digest"]) != settings_digest:
             raise ConfigError(
@@ -145,12 +151,13 @@ def open_run(
     else:
         inputs = {table.name: tables.snapshot(warehouse, table) for table in reads}
         as_of = as_of or _newest_date(warehouse, reads, inputs, sourced)
-        _refuse_older(warehouse, author, as_of)
+        if newest is not None and as_of is not None and as_of < newest:
+            raise NewerPublished(f"{job}: asked for {as_of}, but {newest} is published already; nothing was done")
     if sourced:
         inputs[_SOURCE] = sourced.snapshot
     run = Run(warehouse, author, as_of, False, inputs, sourced)
     started = datetime.now(UTC)
-    _write(run, started, "open", settings_digest)
+    _write(run, started, "open", settings_digest, is_new=earlier is None)
     try:
         yield run
     except Exception as error:
@@ -159,13 +166,18 @@ def open_run(
     _write(run, started, run.summary().status, settings_digest, ended=datetime.now(UTC))
 
 
-def _earlier(warehouse: Warehouse, author: Author) -> Row | None:
+def _look(warehouse: Warehouse, author: Author) -> tuple[Row | None, date | None]:
+    """The run's row, if there is one, and the latest day for which the job has published."""
     at = tables.snapshot(warehouse, RUNS)
     if at is None:
-        return None
-    mine = (F.col("job") == author.job) & (F.col("run_id") == author.run_id)
-    found = tables.read(warehouse, RUNS, at).where(mine).collect()
-    return found[0] if found else None
+        return None, None
+    of_job = tables.read(warehouse, RUNS, at).where(F.col("job") == author.job)
+    is_mine = F.col("run_id") == author.run_id
+    newest = F.max(F.when(F.col("status") == "published", F.col("as_of"))).over(Window.partitionBy("job"))
+    rows = of_job.withColumn("_newest", newest).orderBy(F.desc(is_mine)).limit(1).collect()
+    if not rows:
+        return None, None
+    return (rows[0] if rows[0]["run_id"] == author.run_id else None), rows[0]["_newest"]
 
 
 def _pinned(earlier: Row) -> dict[str, Snapshot]:
@@ -196,18 +208,15 @@ def _replayed(warehouse: Warehouse, author: Author, earlier: Row) -> Run:
     return Run(warehouse, author, earlier["as_of"], True, {}, None, earlier["rows"], earlier["seconds"], commits)
 
 
-def _refuse_older(warehouse: Warehouse, author: Author, as_of: date | None) -> None:
-    at = tables.snapshot(warehouse, RUNS)
-    if at is None or as_of is None:
-        return
-    later = (F.col("job") == author.job) & (F.col("status") == "published") & (F.col("as_of") > F.lit(as_of))
-    newest = tables.read(warehouse, RUNS, at).where(later).agg(F.max("as_of").alias("as_of")).collect()[0]["as_of"]
-    if newest is not None:
-        raise NewerPublished(f"{author.job}: asked for {as_of}, but {newest} is published already; nothing was done")
-
-
 def _write(
-    run: Run, started: datetime, status: str, settings_digest: bytes, *, ended: datetime | None = None, error: str = ""
+    run: Run,
+    started: datetime,
+    status: str,
+    settings_digest: bytes,
+    *,
+    ended: datetime | None = None,
+    error: str = "",
+    is_new: bool = False,
 ) -> None:
     row = {
         "job": run.author.job,
@@ -223,7 +232,7 @@ def _write(
         "published": {name: (at["before"], at["after"]) for name, at in run.commits.items()},
         "error": error or None,
     }
-    tables.put(run.warehouse, RUNS, row, run.author)
+    tables.put(run.warehouse, RUNS, row, run.author, is_new)
 
 
 def _close_failed(run: Run, started: datetime, settings_digest: bytes, error: Exception) -> None:

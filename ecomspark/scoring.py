@@ -18,6 +18,8 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 from pyspark.sql.pandas.functions import arrow_udf, pandas_udf
 
+from ecomspark.errors import without_values
+
 SCORED = (
     "logit double, activation double, token_count int, cut_query_tokens int, cut_passage_tokens int, "
     "error string, error_kind string"
@@ -107,7 +109,8 @@ def embed_texts(texts: DataFrame, embedder: Description, role: Literal["query", 
     def embedded(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
         model = resident(embedder)
         for batch in batches:
-            vectors = np.ascontiguousarray(model.embed(batch.to_pylist(), role), dtype=np.float32)
+            with without_values():
+                vectors = np.ascontiguousarray(model.embed(batch.to_pylist(), role), dtype=np.float32)
             offsets = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
             yield pa.ListArray.from_arrays(pa.array(offsets), pa.array(vectors.reshape(-1)))
 

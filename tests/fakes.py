@@ -17,13 +17,14 @@ class Traced:
     """A scorer whose logit is a function of the texts alone. Writes a line a load and a line a batch under `folder`.
 
     `once`: what to do the first time a batch holds `trigger`: raise, die (SIGKILL), or nothing. `poison`: a passage
-    that always fails.
+    that always fails, with `poison_error`.
     """
 
     folder: str
     trigger: str = ""
     once: str = ""
     poison: str = ""
+    poison_error: str = "ValueError"
 
     def load(self) -> "TracedScorer":
         _note(self.folder, "loads", str(os.getpid()))
@@ -52,7 +53,7 @@ class TracedScorer:
             if self.of.once == "exit":
                 os._exit(3)
         if self.of.poison and self.of.poison in passages:
-            raise ValueError(f"canary {self.of.poison}")
+            raise {"ValueError": ValueError, "OSError": OSError}[self.of.poison_error](f"canary {self.of.poison}")
         _note(self.of.folder, "batches", "\x1f".join(passages))
         counts = np.array(
             [len(q.split()) + len(p.split()) for q, p in zip(queries, passages, strict=True)], dtype=np.int32

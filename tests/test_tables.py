@@ -121,6 +121,20 @@ def test_what_moved_since_it_was_compared_is_not_overwritten(warehouse: Warehous
     assert newest(warehouse, ITEMS).collect()[0]["title"] == "newer"
 
 
+def test_of_two_first_publications_at_once_one_is_refused(
+    warehouse: Warehouse, rows: Callable[..., Any], monkeypatch: Any
+) -> None:
+    one = tables.compare(warehouse, ITEMS, rows(ITEMS, {"item_id": "1", "title": "one"}), ME)
+    other = tables.compare(warehouse, ITEMS, rows(ITEMS, {"item_id": "1", "title": "other"}), ME)
+    tables.publish(warehouse, one, ME)
+    # As if the other had looked before the first one landed.
+    monkeypatch.setitem(tables.publish.__globals__, "snapshot", lambda *_: other.at)
+    with pytest.raises(NewerPublished, match="at the same moment"):
+        tables.publish(warehouse, other, ME)
+    monkeypatch.undo()
+    assert [row["title"] for row in newest(warehouse, ITEMS).collect()] == ["one"]
+
+
 def test_a_pinned_version_is_what_is_read(warehouse: Warehouse, rows: Callable[..., Any]) -> None:
     publish(warehouse, ITEMS, rows(ITEMS, {"item_id": "1", "title": "old"}))
     pinned = tables.snapshot(warehouse, ITEMS)

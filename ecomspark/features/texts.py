@@ -9,6 +9,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import arrow_udf
 
 from ecomspark import text
+from ecomspark.errors import without_values
 from ecomspark.features.digests import digest_of
 from ecomspark.text import IDENTITY_RECIPE_DIGEST, Analyser, TextRecipe
 
@@ -93,7 +94,8 @@ def made_terms(fields: DataFrame, analysers: Mapping[str, Analyser]) -> DataFram
     def made(batches: Iterator[tuple[pa.Array, pa.Array]]) -> Iterator[pa.Array]:
         for values, locales in batches:
             pairs = zip(values.to_pylist(), locales.to_pylist(), strict=True)
-            found = [text.terms(value, analysers.get(locale, Analyser())) for value, locale in pairs]
+            with without_values():
+                found = [text.terms(value, analysers.get(locale, Analyser())) for value, locale in pairs]
             yield pa.array(found, type=pa.list_(pa.string()))
 
     once = arrow_udf(made, "array<string>").asNondeterministic()  # type: ignore[call-overload]
@@ -161,7 +163,8 @@ def _made(
 
     def made(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
         for batch in batches:
-            rows = [make(row) for row in batch.to_pylist()]
+            with without_values():
+                rows = [make(row) for row in batch.to_pylist()]
             texts, cuts = pa.array([t for t, _ in rows], pa.string()), pa.array([c for _, c in rows], pa.int64())
             yield pa.StructArray.from_arrays([texts, cuts], names=["text", "cut_characters"])
 

@@ -86,7 +86,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
                         training_digest=training,
                     )
                     train(_plan(config, card), examples)
-                    current.count(checkpoints=1)
+                    current.made(config.name)
     return current.summary()
 
 

@@ -42,7 +42,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
         if not current.is_replayed and not _is_there(config, card):
             with current.stage("import"):
                 adopt(source_folder(config.source), config.models_folder, config.name, card)
-                current.count(checkpoints=1)
+                current.made(config.name)
     return current.summary()
 
 

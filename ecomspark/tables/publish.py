@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 from delta.exceptions import DeltaConcurrentModificationException
@@ -32,9 +33,14 @@ from ecomspark.tables.warehouse import (
 )
 
 _CHANGE = "_change"
+_COUNT = "_count"
 _CONFLICT_TRIES = 5
 _HISTORY_DEPTH = 100
 _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
+
+
+class _NotLandedError(Exception):
+    """A commit that was made is not in the table's history."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +105,13 @@ def compare(
         rows = rows.withColumn(schemas.CHANGED_BY.name, F.lit(author.run_id))
     rows = conform(rows, table).persist()
     try:
-        _check_rows(rows, table)
+        given = _check_rows(rows, table)
         there = read(warehouse, table, at)
         there = there if scope is None else there.where(scope)
         there = there if keep is None else there.join(keep, on=keep.columns, how="left_anti")
         changed = _difference(table, rows, there, deletes).persist()
         counts = {row[_CHANGE]: int(row["count"]) for row in changed.groupBy(_CHANGE).count().collect()}
-        given, before = rows.count(), there.count()
+        before = there.count()
     finally:
         rows.unpersist()
     inserted, updated, deleted = (counts.get(kind, 0) for kind in ("insert", "update", "delete"))
@@ -125,11 +131,17 @@ def publish(warehouse: Warehouse, change: Change, author: Author) -> Commit:
             raise NewerPublished(f"{table.name}: somebody published after version {at.version} was read; run again")
         rows = with_bucket(warehouse, table, change.rows)
         if at.version == 0:
-            # Nothing was ever published here: an append makes the same commit at a fraction of a merge's work.
-            after, _ = _committed(warehouse, table, author, lambda: _append(warehouse, table, rows.drop(_CHANGE)))
+            # Nothing was ever published here: an append makes the same commit at a fraction of a merge's work. Appends
+            # do not conflict with each other; a transaction that the table knows already does, or is left out.
+            first = {"txnAppId": f"first commit to {table.name}", "txnVersion": "1"}
+            after, _ = _committed(
+                warehouse, table, author, lambda: _append(warehouse, table, rows.drop(_CHANGE), first)
+            )
         else:
             after, _ = _committed(warehouse, table, author, lambda: _merge(warehouse, table, rows))
         return Commit(table, at.version, after, change.inserted, change.updated, change.deleted)
+    except (DeltaConcurrentModificationException, _NotLandedError):
+        raise NewerPublished(f"{table.name}: somebody published at the same moment; run again") from None
     finally:
         drop(change)
 
@@ -139,10 +151,16 @@ def drop(change: Change) -> None:
     change.rows.unpersist()
 
 
-def put(warehouse: Warehouse, table: Table, values: Mapping[str, Any], author: Author) -> None:
-    """Insert or replace one row of a small state table, whatever is there; for `runs`, which nobody compares."""
+def put(warehouse: Warehouse, table: Table, values: Mapping[str, Any], author: Author, is_new: bool = False) -> None:
+    """Insert or replace one row of a small state table, whatever is there; for `runs`, which nobody compares.
+
+    `is_new`: the caller knows that the key is not there, and an append will do.
+    """
     create(warehouse, table)
-    row = warehouse.spark.createDataFrame([tuple(values[c.name] for c in table.columns)], ddl(table))
+    row = warehouse.spark.createDataFrame([tuple(values[c.name] for c in table.columns)], ddl(table)).coalesce(1)
+    if is_new:
+        _committed(warehouse, table, author, lambda: _append(warehouse, table, row))
+        return
     for left in reversed(range(_CONFLICT_TRIES)):
         try:
             _committed(
@@ -219,14 +237,17 @@ def _staging(table: Table) -> Table:
     )  # fmt: skip
 
 
-def _check_rows(rows: DataFrame, table: Table) -> None:
+def _check_rows(rows: DataFrame, table: Table) -> int:
+    """How many rows there are. Raises ContractError when values are missing or keys are doubled."""
     needed = [column.name for column in table.columns if not column.is_nullable]
-    nulls = rows.select(*(F.count_if(F.col(name).isNull()).alias(name) for name in needed)).collect()[0]
+    counts = (F.count_if(F.col(name).isNull()).alias(name) for name in needed)
+    nulls = rows.select(F.count("*").alias(_COUNT), *counts).collect()[0]
     faults = [f"{name}: expected a value in every row, found {nulls[name]:,} without" for name in needed if nulls[name]]
     doubled = rows.groupBy(*table.key).count().where("count > 1").count()
     if doubled:
         faults.append(f"{', '.join(table.key)}: expected each key once, found {doubled:,} given more than once")
     raise_faults(f"{table.name}: nothing was published", faults)
+    return int(nulls[_COUNT])
 
 
 def _difference(table: Table, rows: DataFrame, there: DataFrame, deletes: bool) -> DataFrame:
@@ -257,10 +278,12 @@ def _differs(column: schemas.Column) -> Column:
     return ~old.eqNullSafe(new)
 
 
-def _append(warehouse: Warehouse, table: Table, rows: DataFrame) -> None:
+def _append(
+    warehouse: Warehouse, table: Table, rows: DataFrame, options: Mapping[str, str] = MappingProxyType({})
+) -> None:
     # One file a bucket, and the shuffle keeps what Python made: a write that is tried again does not make it again.
     rows = rows.repartition(BUCKET) if table.bucketed_by else rows
-    writer = rows.write.format("delta").mode("append")
+    writer = rows.write.format("delta").mode("append").options(**options)
     path = warehouse.path(table)
     if path is None:
         writer.saveAsTable(warehouse.name(table))
@@ -297,11 +320,12 @@ def _committed(warehouse: Warehouse, table: Table, author: Author, write: Callab
     nonce = uuid.uuid4().hex
     with _user_metadata(warehouse, json.dumps({"job": author.job, "run_id": author.run_id, "nonce": nonce})):
         write()
-    history = delta(warehouse, table).history(_HISTORY_DEPTH)
-    mine = history.where(F.col("userMetadata").contains(nonce)).select("version", "operationMetrics").collect()
-    if not mine:
-        raise RuntimeError(f"{table.name}: the commit is not in the last {_HISTORY_DEPTH} versions of the history")
-    return int(mine[0]["version"]), int(mine[0]["operationMetrics"].get("numOutputRows", 0))
+    for depth in (1, _HISTORY_DEPTH):  # mine is the last one, unless somebody came after me at once
+        history = delta(warehouse, table).history(depth).select("version", "operationMetrics", "userMetadata").collect()
+        for row in history:
+            if nonce in (row["userMetadata"] or ""):
+                return int(row["version"]), int(row["operationMetrics"].get("numOutputRows", 0))
+    raise _NotLandedError(f"{table.name}: the commit is not in the last {_HISTORY_DEPTH} versions of the history")
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Where the tables are, whether they are what `schemas.py` declares, and reading them at a version."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from delta.tables import DeltaTable
 from pyspark.sql import Column, DataFrame, SparkSession, Window
@@ -197,8 +198,8 @@ def with_bucket(warehouse: Warehouse, table: Table, rows: DataFrame) -> DataFram
     """`rows` with the part of the table that each belongs to; as they are if the table has none."""
     if not table.bucketed_by:
         return rows
-    properties: Mapping[str, str] = delta(warehouse, table).detail().select("properties").collect()[0]["properties"]
-    return rows.withColumn(BUCKET, bucket_of(F.col(table.bucketed_by), int(properties[_BUCKETS_PROPERTY])))
+    properties = _log(warehouse, table).metadata().configuration()
+    return rows.withColumn(BUCKET, bucket_of(F.col(table.bucketed_by), int(properties.apply(_BUCKETS_PROPERTY))))
 
 
 def bucket_of(digest: Column, buckets: int) -> Column:
@@ -216,10 +217,19 @@ def utc(collected: datetime) -> datetime:
     return collected.astimezone(UTC)
 
 
+def _log(warehouse: Warehouse, table: Table) -> Any:
+    """The newest snapshot in a table's log: `version()`, `metadata().id()`, `metadata().configuration()`.
+
+    An inner part of the pinned delta-spark, reached through its handle in the JVM. The public `detail()` and
+    `history()` start Spark jobs: 0.35 s a time where this takes 5 ms, and the smallest run asks nine times.
+    """
+    nothing = warehouse.spark._jvm.scala.Option.empty()  # type: ignore[union-attr]
+    return delta(warehouse, table)._jdt.deltaLog().update(False, nothing, nothing)
+
+
 def _newest(warehouse: Warehouse, table: Table) -> Snapshot:
-    handle = delta(warehouse, table)
-    table_id = handle.detail().select("id").collect()[0]["id"]
-    return Snapshot(table_id, handle.history(1).select("version").collect()[0]["version"])
+    newest = _log(warehouse, table)
+    return Snapshot(newest.metadata().id(), newest.version())
 
 
 def _make(warehouse: Warehouse, table: Table) -> None:

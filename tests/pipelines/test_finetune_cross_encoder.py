@@ -1,0 +1,87 @@
+"""Fine-tuning end to end: from judgments to a checkpoint whose card says all that made it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shop import Shop
+
+from ecomspark.errors import CheckpointError, ContractError
+from ecomspark.models.checkpoint import open_checkpoint, sha256
+from ecomspark.schemas import JUDGMENTS, RUNS, SPLITS
+
+
+def test_the_card_says_what_made_the_checkpoint(ranked_shop: Shop) -> None:
+    made = open_checkpoint(ranked_shop.models, "relevance-1", "cross_encoder")
+    card = made.card
+    assert card.base == "base"
+    assert {"judgments", "queries", "items"} <= set(card.data)
+    assert card.settings["epochs"] == 2
+    assert card.settings["seed"] == 5
+    assert set(card.metrics) == {"before", "after"}
+    assert all(0 <= card.metrics[when]["ndcg@10"] <= 1 for when in card.metrics)
+    logits, gains = zip(*card.calibration, strict=True)
+    assert list(logits) == sorted(set(logits))
+    assert list(gains) == sorted(set(gains))
+    found = {path.name: sha256(path) for path in made.folder.iterdir() if path.name != "card.json"}
+    assert found == card.files
+    assert {path.suffix for path in made.folder.iterdir()} <= {".safetensors", ".json", ".txt"}
+    text = (made.folder / "card.json").read_text()
+    assert "mug" not in text, "no text of the shop is in the card"
+    assert sorted(path.name for path in ranked_shop.models.iterdir()) == ["base", "relevance-1"], "nothing left behind"
+
+
+def test_queries_are_split_whole_and_keep_their_side(ranked_shop: Shop, copied: Shop) -> None:
+    sides = {bytes(row["query_id"]): row["side"] for row in ranked_shop.rows(SPLITS).collect()}
+    judged = {bytes(row["query_id"]) for row in ranked_shop.rows(JUDGMENTS).collect()}
+    assert set(sides) == judged
+    assert set(sides.values()) == {"train", "validation", "test"}
+    copied.write("queries", "id,query,traffic", [("q1", "red mug", "10"), ("q7", "cake stand", "3")])
+    copied.write("judgments", "id,sku,grade", [("q1", "i01", 3), ("q7", "i11", 3)])
+    copied.run("import_queries", "more", mode="upsert")
+    copied.run("import_judgments", "more", mode="upsert")
+    copied.run("build_texts", "more")
+    summary = copied.run("finetune_cross_encoder", "more", name="relevance-2")
+    assert summary.rows["split_queries"] == 1
+    after = {bytes(row["query_id"]): row["side"] for row in copied.rows(SPLITS).collect()}
+    assert {query: side for query, side in after.items() if query in sides} == sides
+
+
+def test_the_same_training_is_done_once_and_another_takes_another_name(copied: Shop) -> None:
+    before = (copied.models / "relevance-1" / "card.json").stat().st_mtime_ns
+    again = copied.run("finetune_cross_encoder", "again")
+    assert again.status == "nothing_to_do"
+    assert "checkpoints" not in again.rows
+    assert (copied.models / "relevance-1" / "card.json").stat().st_mtime_ns == before
+    with pytest.raises(CheckpointError, match="a checkpoint never changes"):
+        copied.run("finetune_cross_encoder", "other", epochs=1)
+
+
+def test_the_same_seed_trains_the_same_weights(copied: Shop) -> None:
+    summary = copied.run("finetune_cross_encoder", "twin", name="relevance-twin")
+    assert summary.status == "published", "a checkpoint is something new, though no table changed"
+    first, twin = (open_checkpoint(copied.models, name).card for name in ("relevance-1", "relevance-twin"))
+    assert twin.files["model.safetensors"] == first.files["model.safetensors"]
+    assert twin.calibration == first.calibration
+    assert twin.metrics == first.metrics
+
+
+def test_training_that_breaks_keeps_nothing_and_says_no_text(copied: Shop, monkeypatch: Any) -> None:
+    base = copied.models / "base"
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+    card = json.loads((base / "card.json").read_text())
+    card["files"]["config.json"] = sha256(base / "config.json")
+    (base / "card.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match=r"relevance-9: training ended early with status 1 \(\w+, by way of"):
+        copied.run("finetune_cross_encoder", "broken", name="relevance-9")
+    assert not (copied.models / "relevance-9").exists()
+    assert not list(copied.models.glob("making-*"))
+    row = copied.rows(RUNS).where("run_id = 'broken'").collect()[0]
+    assert (row["status"], row["error"]) == ("failed", "CheckpointError")
+
+
+def test_a_side_without_judgments_is_said_before_training(copied: Shop, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="expected pairs of nobody on the train side of split default, found none"):
+        copied.run("finetune_cross_encoder", "nobody", judgment_set="nobody", name="x")

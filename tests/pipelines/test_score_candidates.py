@@ -1,0 +1,156 @@
+"""Scoring end to end: each distinct pair once per scorer, errors kept and tried again, nothing behind doubled."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from fakes import Traced, logit
+from pyspark.sql import functions as F
+from shop import AS_OF, ITEMS, Shop
+
+from ecomspark import tables
+from ecomspark.errors import CheckpointError, ContractError
+from ecomspark.models import cross_encoder
+from ecomspark.models.checkpoint import open_checkpoint
+from ecomspark.pipelines import score_candidates
+from ecomspark.schemas import CANDIDATES, EMBEDDINGS, RANKINGS, RUNS, SCORES, TERMS, TEXTS
+from ecomspark.tables import Author
+
+
+def run_traced(shop: Shop, run_id: str, scorer: Traced, **changes: Any) -> Any:
+    """Score as another checkpoint, `other`, with a fake in its place."""
+    if not (shop.models / "other").exists():
+        tiny.checkpoint(shop.models, "other", seed=8)
+    config = shop.config("score_candidates", **{"checkpoint": "other", "max_failed_share": 0.5, **changes})
+    checkpoint = open_checkpoint(shop.models, "other", "cross_encoder")
+    return score_candidates.run_with(shop.spark, config, run_id, checkpoint, scorer, AS_OF)
+
+
+def test_each_distinct_pair_has_the_score_of_the_model_in_one_process(ranked_shop: Shop) -> None:
+    candidates = ranked_shop.rows(CANDIDATES).count()
+    scores = ranked_shop.rows(SCORES)
+    keys = scores.select("query_digest", "passage_digest").distinct().count()
+    assert scores.count() == keys < candidates, "i01 and i12 have one title, so one pair"
+
+    texts = ranked_shop.rows(TEXTS).select(F.col("text_digest"), "role", "text").distinct()
+    queries = texts.where("role = 'query'").select(F.col("text_digest").alias("query_digest"), F.col("text").alias("q"))
+    passages = texts.where("role = 'passage'").select(
+        F.col("text_digest").alias("passage_digest"), F.col("text").alias("p")
+    )
+    rows = scores.join(queries, on="query_digest", how="inner").join(passages, on="passage_digest", how="inner")
+    frame = rows.select("q", "p", "logit", "activation", "token_count").distinct().toPandas()
+    assert len(frame) == keys
+    made = open_checkpoint(ranked_shop.models, "relevance-1")
+    alone = cross_encoder.load(made.folder, made.scorer_digest, None, 4096).score(list(frame["q"]), list(frame["p"]))
+    assert list(frame["logit"]) == pytest.approx(alone.logits.tolist(), abs=1e-5)
+    assert list(frame["activation"]) == pytest.approx(alone.activations.tolist(), abs=1e-5)
+    assert list(frame["token_count"]) == alone.token_counts.tolist()
+
+
+def test_only_what_has_no_score_is_scored(copied: Shop) -> None:
+    assert copied.run("score_candidates", "again").rows["to_score"] == 0
+    copied.write_items([ITEMS[0], ("i02", "Edited Mug", *ITEMS[1][2:]), *ITEMS[2:]])
+    for job in ("import_items", "build_texts", "build_candidates"):
+        copied.run(job, "edit")
+    expected = copied.rows(CANDIDATES).where("item_id = 'i02'").count()
+    assert copied.run("score_candidates", "edit").rows["scored"] == expected > 0
+    copied.write_items([("i01", "Red Ceramic Mug", "99.00", "1", "2011-10-20"), *ITEMS[1:]])
+    for job in ("import_items", "build_texts", "build_candidates"):
+        copied.run(job, "back")
+    assert copied.run("score_candidates", "back").rows["to_score"] == 0, "a title changed back, a price: nothing to do"
+
+
+def test_each_pair_is_forwarded_once_however_often_the_job_runs(copied: Shop, tmp_path: Path) -> None:
+    scorer = Traced(str(tmp_path))
+    first = run_traced(copied, "1", scorer, pairs_per_task=7)
+    again = run_traced(copied, "2", scorer)
+    assert first.rows["scored"] == len(scorer.evaluated()) == first.rows["to_score"]
+    assert again.rows["to_score"] == 0
+    assert again.status == "nothing_to_do"
+
+
+def test_a_pair_that_cannot_be_scored_is_kept_with_its_error_and_the_rest_goes_on(  # R7
+    copied: Shop, tmp_path: Path
+) -> None:
+    scorer = Traced(str(tmp_path), poison="garden wall clock")
+    first = run_traced(copied, "1", scorer)
+    assert first.rows["failed"] > 0
+    assert first.rows["scored"] + first.rows["failed"] == first.rows["to_score"]
+    errors = copied.rows(SCORES).where("error IS NOT NULL").collect()
+    assert {(row["error"], row["error_kind"], row["logit"]) for row in errors} == {("ValueError", "lasting", None)}
+    assert run_traced(copied, "2", scorer).rows["to_score"] == 0, "a lasting error is not tried again"
+    rank = {"checkpoint": "other", "max_failed_share": 0.5}
+    ranked = copied.run("rank_candidates", "with-errors", **rank)
+    assert ranked.rows["kept_back_queries"] == 0, "lasting errors keep no query back"
+    ranked_items = {row["item_id"] for row in copied.rows(RANKINGS).collect()}
+    assert "i07" not in ranked_items
+    assert "i08" in ranked_items
+    with pytest.raises(ContractError, match=r"expected at most 1\.00% of the candidates to have an error"):
+        copied.run("rank_candidates", "too-many", checkpoint="other")
+
+
+def test_too_many_errors_stop_the_run_before_anything_is_ranked(copied: Shop, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"expected at most 1\.00% of the pairs to fail, .*ValueError \(lasting\)"):
+        run_traced(copied, "1", Traced(str(tmp_path), poison="garden wall clock"), max_failed_share=0.01)
+    row = copied.rows(RUNS).where("job = 'score_candidates' AND run_id = '1'").collect()[0]
+    assert (row["status"], row["error"]) == ("failed", "ContractError")
+    assert copied.rows(SCORES).where("logit IS NOT NULL").count() > 0, "what was scored is kept"
+
+
+def test_a_passing_error_is_tried_again_until_it_has_been_tried_enough(copied: Shop, tmp_path: Path) -> None:
+    broken = Traced(str(tmp_path), poison="garden wall clock", poison_error="OSError")
+    counts = [run_traced(copied, f"{n}", broken, max_tries=2).rows["to_score"] for n in range(3)]
+    assert counts[0] > counts[1] > counts[2] == 0
+    attempts = {row["attempt"] for row in copied.rows(SCORES).where("error IS NOT NULL").collect()}
+    assert attempts == {1, 2}
+    healed = run_traced(copied, "healed", Traced(str(tmp_path)), max_tries=3)
+    assert healed.rows["scored"] == counts[1]
+    assert healed.rows["failed"] == 0
+    rows = copied.rows(SCORES).where("logit IS NOT NULL AND attempt = 3").count()
+    assert rows == counts[1]
+
+
+def test_a_doubled_append_doubles_nothing_behind_it(copied: Shop) -> None:
+    """Every row of every memory table a second time, as two writers or a lost answer would leave it."""
+    before = sorted(map(str, copied.rows(RANKINGS).collect()))
+    for table in (TEXTS, TERMS, SCORES, EMBEDDINGS):
+        rows = copied.rows(table)
+        assert tables.append_memory(copied.warehouse, table, rows, Author("twice", "1")).inserted == rows.count() > 0
+    for job in ("build_texts", "build_candidates", "score_candidates", "rank_candidates"):
+        summary = copied.run(job, "doubled")
+        assert summary.status == "nothing_to_do", (job, summary)
+    assert sorted(map(str, copied.rows(RANKINGS).collect())) == before
+    metrics = copied.run("evaluate_rankings", "doubled")
+    assert metrics.rows["judged_pairs"] == copied.run("evaluate_rankings", "first").rows["judged_pairs"]
+    assert "embedded" not in metrics.rows
+
+
+@pytest.mark.parametrize("fault", ["weights", "missing", "kind"])
+def test_a_wrong_checkpoint_is_refused_before_anything_starts(copied: Shop, fault: str) -> None:  # R14
+    runs = copied.rows(RUNS).count()
+    folder = copied.models / "relevance-1"
+    if fault == "weights":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-10])
+    if fault == "missing":
+        (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError):
+        copied.run("score_candidates", "wrong", checkpoint="base" if fault == "kind" else "relevance-1")
+    assert copied.rows(RUNS).count() == runs
+
+
+def test_texts_of_another_recipe_are_not_scored(copied: Shop) -> None:
+    tiny.checkpoint(copied.models, "cased", seed=9, recipe={"is_lowercase": False})
+    with pytest.raises(ContractError, match=r"expected a text for every candidate under the recipe of cased"):
+        copied.run("score_candidates", "cased", checkpoint="cased")
+
+
+def test_the_logit_of_the_fake_is_what_is_stored(copied: Shop, tmp_path: Path) -> None:
+    run_traced(copied, "1", Traced(str(tmp_path)))
+    other = open_checkpoint(copied.models, "other").scorer_digest
+    stored = copied.rows(SCORES).where(F.col("scorer_digest") == F.lit(other))
+    lowest = stored.agg(F.min("logit").alias("logit")).collect()[0]["logit"]
+    texts = {row["text"] for row in copied.rows(TEXTS).where("role = 'passage'").collect()}
+    queries = {row["text"] for row in copied.rows(TEXTS).where("role = 'query'").collect()}
+    assert lowest in [pytest.approx(logit(q, p), abs=1e-6) for q in queries for p in texts]
