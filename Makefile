@@ -21,7 +21,7 @@ $(VENV)/python: requirements.lock
 	@# uv comes first, by its own pin in the lock: it installs the rest many times faster than pip.
 	@sed -n '/^uv==/,/^    # via/p' requirements.lock | grep -v '# via' > $(VENV)/uv.lock
 	@$(BIN)/python -m pip install --quiet --require-hashes -r $(VENV)/uv.lock
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	@touch $@
 
 $(VENV)/ready: $(VENV)/python pyproject.toml conf/spark-local.conf

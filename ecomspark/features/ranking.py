@@ -41,7 +41,8 @@ class Policy(Section):
     )
     weights: Weights = setting(Weights(), "weights of the terms")
     bands: list[float] = setting(
-        [0.1, 0.25, 0.5, 0.75], "lower edges of the relevance bands above the lowest, rising, in expected gain"
+        [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+        "lower edges of the relevance bands above the lowest, rising, in expected gain",
     )
     unavailable: Literal["last", "out"] = setting("last", "items that cannot be bought: behind the others, or left out")
     sold_cap: int = setting(10_000, "units sold that count for the whole term", unit="units", gt=0)

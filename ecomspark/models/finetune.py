@@ -47,6 +47,7 @@ class Plan(BaseModel):
     name: str
     card: Card
     loss: Literal["bce", "mse"]
+    trains_word_vectors: bool
     epochs: int
     batch_size: int
     learning_rate: float
@@ -72,6 +73,8 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
     set_seed(plan.seed)
     tokenizer = pair_tokenizer(base.folder, plan.card)
     model = CrossEncoder(str(base.folder), num_labels=1, local_files_only=True, trust_remote_code=False)
+    if not plan.trains_word_vectors:
+        model.model.get_input_embeddings().weight.requires_grad_(False)
     # The trainer reads exactly the ids that scoring will read.
     model.preprocess = lambda pairs, **_: _inputs(tokenizer, pairs)
     best = _Best(tokenizer, validation, plan, report)

@@ -46,9 +46,13 @@ class Config(Settings):
     max_tokens: int = setting(128, "tokens of a pair, special ones included", unit="tokens", gt=4)
     query_max_tokens: int = setting(32, "tokens kept of a query; then only the passage is cut", unit="tokens", gt=0)
     loss: Literal["bce", "mse"] = setting("bce", "on grade / best grade: binary cross-entropy, or squared error")
+    trains_word_vectors: bool = setting(
+        False,
+        "train the word vectors, too: on few judgments it moves the words that are among them away from those that are not",
+    )
     epochs: int = setting(6, "times through the pairs at most", ge=1)
     batch_size: int = setting(32, "pairs of a step", unit="pairs", ge=1)
-    learning_rate: float = setting(5e-5, "highest rate of AdamW", gt=0)
+    learning_rate: float = setting(1e-4, "highest rate of AdamW", gt=0)
     warmup_share: float = setting(0.1, "share of the steps in which the rate rises; then it falls linearly", ge=0, lt=1)
     weight_decay: float = setting(0.01, "of AdamW", ge=0)
     patience: int = setting(3, "epochs without a better validation NDCG@10 before it stops", unit="epochs", ge=1)
@@ -148,7 +152,7 @@ def _is_there(config: Config, training: str) -> bool:
 
 def _plan(config: Config, card: Card) -> dict[str, Any]:
     """What `models.finetune.Plan` reads."""
-    keys = ("base", "name", "loss", "epochs", "batch_size", "learning_rate", "warmup_share", "weight_decay", "patience",
+    keys = ("base", "name", "loss", "trains_word_vectors", "epochs", "batch_size", "learning_rate", "warmup_share", "weight_decay", "patience",
             "seed", "gains")  # fmt: skip
     settings = {key: getattr(config, key) for key in keys}
     return {**settings, "models_folder": str(config.models_folder.resolve()), "card": card.model_dump(mode="json")}

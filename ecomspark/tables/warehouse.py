@@ -37,8 +37,8 @@ class Warehouse:
     def name(self, table: Table) -> str:
         """The table in a statement: quoted parts of a catalog's name, or delta.`path`."""
         if found := _CATALOG.fullmatch(self.location):
-            return ".".join(_quoted(part) for part in [*found["name"].split("."), *table.name.split("/")])
-        return f"delta.{_quoted(self.path(table) or '')}"
+            return ".".join(quoted(part) for part in [*found["name"].split("."), *table.name.split("/")])
+        return f"delta.{quoted(self.path(table) or '')}"
 
     def path(self, table: Table) -> str | None:
         """The table's folder; None in a catalog. A relative one is taken from the working directory."""
@@ -101,7 +101,7 @@ def create(warehouse: Warehouse, table: Table) -> Snapshot:
     for column in table.columns:
         field = found.get(column.name)
         if field is None and column.is_nullable:
-            added.append(f"{_quoted(column.name)} {column.type} COMMENT {_literal(column.meaning)}")
+            added.append(f"{quoted(column.name)} {column.type} COMMENT {literal(column.meaning)}")
         elif field is None:
             faults.append(f"{column.name}: expected {column.type}, found no such column")
         elif field.dataType.simpleString() != column.type:
@@ -209,7 +209,7 @@ def bucket_of(digest: Column, buckets: int) -> Column:
 
 def ddl(table: Table) -> str:
     """The declared columns as Spark spells a schema."""
-    return ", ".join(f"{_quoted(column.name)} {column.type}" for column in table.columns)
+    return ", ".join(f"{quoted(column.name)} {column.type}" for column in table.columns)
 
 
 def utc(collected: datetime) -> datetime:
@@ -234,7 +234,7 @@ def _newest(warehouse: Warehouse, table: Table) -> Snapshot:
 
 def _make(warehouse: Warehouse, table: Table) -> None:
     columns = [
-        f"{_quoted(c.name)} {c.type}{'' if c.is_nullable else ' NOT NULL'} COMMENT {_literal(c.meaning)}"
+        f"{quoted(c.name)} {c.type}{'' if c.is_nullable else ' NOT NULL'} COMMENT {literal(c.meaning)}"
         for c in table.columns
     ]
     properties = {"delta.enableChangeDataFeed": "true", "delta.enableDeletionVectors": "true"}
@@ -247,13 +247,13 @@ def _make(warehouse: Warehouse, table: Table) -> None:
         properties["delta.dataSkippingNumIndexedCols"] = "0"
     partitioned = ""
     if table.bucketed_by:
-        columns.append(f"{BUCKET} int NOT NULL COMMENT {_literal(f'first byte of {table.bucketed_by} modulo buckets')}")
+        columns.append(f"{BUCKET} int NOT NULL COMMENT {literal(f'first byte of {table.bucketed_by} modulo buckets')}")
         properties[_BUCKETS_PROPERTY] = str(warehouse.buckets)
         partitioned = f"PARTITIONED BY ({BUCKET}) "
-    spelled = ", ".join(f"{_literal(key)} = {_literal(value)}" for key, value in properties.items())
+    spelled = ", ".join(f"{literal(key)} = {literal(value)}" for key, value in properties.items())
     warehouse.spark.sql(
         f"CREATE TABLE IF NOT EXISTS {warehouse.name(table)} ({', '.join(columns)}) USING delta {partitioned}"
-        f"COMMENT {_literal(table.one_row)} TBLPROPERTIES ({spelled})"
+        f"COMMENT {literal(table.one_row)} TBLPROPERTIES ({spelled})"
     )
 
 
@@ -261,9 +261,11 @@ def _nullness(is_nullable: bool) -> str:
     return "nullable" if is_nullable else "not null"
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name as it may stand in a statement, whatever is in it."""
     return "`" + name.replace("`", "``") + "`"
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """A text as it may stand in a statement, whatever is in it."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -85,3 +85,17 @@ def test_training_that_breaks_keeps_nothing_and_says_no_text(copied: Shop, monke
 def test_a_side_without_judgments_is_said_before_training(copied: Shop, tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="expected pairs of nobody on the train side of split default, found none"):
         copied.run("finetune_cross_encoder", "nobody", judgment_set="nobody", name="x")
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_word_vectors_move_only_when_they_are_trained(ranked_shop: Shop, copied: Shop, is_trained: bool) -> None:
+    from safetensors.numpy import load_file
+
+    if is_trained:
+        copied.run("finetune_cross_encoder", "words", name="words", trains_word_vectors=True)
+    base, made = (load_file(copied.models / name / "model.safetensors") for name in
+                  ("base", "words" if is_trained else "relevance-1"))  # fmt: skip
+    name = "embeddings.word_embeddings.weight"
+    assert (base[name] == made[f"bert.{name}"]).all() != is_trained
+    layer = "encoder.layer.0.attention.self.query.weight"
+    assert not (base[layer] == made[f"bert.{layer}"]).all()

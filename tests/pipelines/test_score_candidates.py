@@ -100,7 +100,7 @@ def test_too_many_errors_stop_the_run_before_anything_is_ranked(copied: Shop, tm
 
 def test_a_passing_error_is_tried_again_until_it_has_been_tried_enough(copied: Shop, tmp_path: Path) -> None:
     broken = Traced(str(tmp_path), poison="garden wall clock", poison_error="OSError")
-    counts = [run_traced(copied, f"{n}", broken, max_tries=2).rows["to_score"] for n in range(3)]
+    counts = [run_traced(copied, f"{n}", broken, max_tries=2, max_failed_share=1.0).rows["to_score"] for n in range(3)]
     assert counts[0] > counts[1] > counts[2] == 0
     attempts = {row["attempt"] for row in copied.rows(SCORES).where("error IS NOT NULL").collect()}
     assert attempts == {1, 2}

@@ -1,0 +1,122 @@
+"""The jobs under spark-submit, as a scheduler starts them: local[2], and real executors on local-cluster, with the package
+as the zip that `make wheel` makes. These Sparks have the project's own properties, plan compilation and all.
+
+The installed package is hidden from them, on the driver and on executors, so only the zip can have been imported.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+from pyspark.sql import functions as F
+from shop import Shop
+
+from ecomspark.schemas import ITEMS, RANKINGS, SCORES
+
+HIDE = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ecomspark-X.zip, made from a copy of the tree by the commands of `make wheel`."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "ecomspark", tree / "ecomspark", ignore=shutil.ignore_patterns("__pycache__"))
+    uv = Path(sys.executable).parent / "uv"
+    subprocess.run([uv, "build", "--quiet", "--offline", "--wheel", "--no-build-isolation", "--python", sys.executable,
+                    "-o", tree / "dist", tree], check=True, timeout=120)  # fmt: skip
+    wheel = next((tree / "dist").glob("*.whl"))
+    return wheel.rename(wheel.with_name(f"ecomspark-{wheel.name.split('-')[1]}.zip"))
+
+
+def submit(
+    shop: Shop, package: Path, job: str, run_id: str, master: str, *more: str, **changes: Any
+) -> tuple[Any, str]:
+    """The summary that a job printed under spark-submit, and its stderr. Fails unless the status is as in `changes`."""
+    status = changes.pop("status", 0)
+    hidden = shop.folder / "hidden"
+    hidden.mkdir(exist_ok=True)
+    (hidden / "sitecustomize.py").write_text(HIDE)
+    section = json.loads(json.dumps({**shop.section(job), **changes}, default=str))
+    shared = {"warehouse": shop.warehouse.location, "models_folder": str(shop.models), "buckets": 2}
+    conf = shop.folder / f"{job}.yaml"
+    conf.write_text(yaml.safe_dump({**shared, job: section}))
+    command = [
+        Path(sys.executable).parent / "spark-submit", "--properties-file", ROOT / "conf/spark-local.conf",
+        "--master", master, *more, "--py-files", package, ROOT / "jobs" / f"{job}.py",
+        "--conf", conf, "--run-id", run_id, "--as-of", "2011-11-01",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(hidden), "PYSPARK_PYTHON": sys.executable,
+                   "SPARK_WORKER_DIR": str(shop.folder / "executors")}  # fmt: skip
+    environment.pop("PYSPARK_SUBMIT_ARGS", None)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=shop.folder, timeout=300)
+    assert done.returncode == status, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1]), done.stderr
+
+
+def test_a_job_runs_on_local_2_and_reports_to_its_scheduler(empty_shop: Any, package: Path) -> None:
+    shop = empty_shop()
+    summary, said = submit(shop, package, "import_items", "night-1", "local[2]")
+    assert (summary["status"], summary["rows"]["inserted"]) == ("published", 12)
+    assert summary["tables"]["items"]["before"] < summary["tables"]["items"]["after"]
+    assert "import_items: import: 12 read" in said
+    assert shop.rows(ITEMS).count() == 12
+    refused, said = submit(shop, package, "import_items", "night-2", "local[2]", min_rows=13, status=3)
+    assert (refused["exit_status"], refused["error"]) == (3, "ContractError")
+    assert "at least 13 usable rows, found 12" in said
+
+
+def without_scores(shop: Shop) -> Shop:
+    """The shop as if nothing had been scored or ranked."""
+    for table in (SCORES, RANKINGS):
+        shutil.rmtree(shop.folder / "warehouse" / table.name)
+    return shop
+
+
+def test_executors_of_their_own_give_the_same_scores_and_ranks(copied: Shop, ranked_shop: Shop, package: Path) -> None:
+    """R17 on local-cluster[2,1,1024]: two executors, the package from the zip, 8 tasks where the shop had one."""
+    shop, master = without_scores(copied), "local-cluster[2,1,1024]"
+    pairs = ranked_shop.rows(SCORES).count()
+    scored, _ = submit(shop, package, "score_candidates", "cluster", master, pairs_per_task=-(-pairs // 8))
+    assert scored["rows"]["scored"] == scored["rows"]["to_score"] == pairs
+    key = ["query_digest", "passage_digest", "scorer_digest", "attempt"]
+    both = shop.rows(SCORES).select(*key, F.col("logit").alias("mine")).join(
+        ranked_shop.rows(SCORES).select(*key, "logit"), on=key, how="full_outer"
+    )  # fmt: skip
+    assert both.where("mine IS NULL OR logit IS NULL").isEmpty()
+    assert both.agg(F.max(F.abs(F.col("mine") - F.col("logit")))).collect()[0][0] <= 1e-5
+    stored = shop.spark.read.format("delta").load(shop.warehouse.path(SCORES)).count()
+    assert stored == pairs, "no row twice, not even folded by the reader"
+
+    submit(shop, package, "rank_candidates", "cluster", master, "--conf", "spark.executor.cores=1")
+    ranks = [sorted((row["variant"], bytes(row["query_id"]), row["rank"], row["item_id"]) for row in of.collect())
+             for of in (shop.rows(RANKINGS), ranked_shop.rows(RANKINGS))]  # fmt: skip
+    assert ranks[0] == ranks[1]
+
+
+@pytest.mark.parametrize(("partitions", "token_budget"), [(1, 16), (2, 64), (8, 2048)])
+def test_ranks_do_not_depend_on_partitions_or_batches(
+    copied: Shop, ranked_shop: Shop, partitions: int, token_budget: int
+) -> None:
+    """R17 in local[2,4], through the jobs."""
+    shop, pairs = without_scores(copied), ranked_shop.rows(SCORES).count()
+    shop.run("score_candidates", "again", pairs_per_task=-(-pairs // partitions), token_budget=token_budget)
+    shop.run("rank_candidates", "again")
+    found, expected = (
+        sorted(
+            (row["variant"], bytes(row["query_id"]), row["rank"], row["item_id"]) for row in of.rows(RANKINGS).collect()
+        )
+        for of in (shop, ranked_shop)
+    )
+    assert found == expected
