@@ -48,7 +48,7 @@ class Config(Settings):
     loss: Literal["bce", "mse"] = setting("bce", "on grade / best grade: binary cross-entropy, or squared error")
     trains_word_vectors: bool = setting(
         False,
-        "train the word vectors, too: on few judgments it moves the words that are among them away from those that are not",
+        "train the word vectors, too: few judgments move the words that are among them away from all others",
     )
     epochs: int = setting(6, "times through the pairs at most", ge=1)
     batch_size: int = setting(32, "pairs of a step", unit="pairs", ge=1)
@@ -152,7 +152,7 @@ def _is_there(config: Config, training: str) -> bool:
 
 def _plan(config: Config, card: Card) -> dict[str, Any]:
     """What `models.finetune.Plan` reads."""
-    keys = ("base", "name", "loss", "trains_word_vectors", "epochs", "batch_size", "learning_rate", "warmup_share", "weight_decay", "patience",
-            "seed", "gains")  # fmt: skip
+    keys = ("base", "name", "loss", "trains_word_vectors", "epochs", "batch_size", "learning_rate", "warmup_share",
+            "weight_decay", "patience", "seed", "gains")  # fmt: skip
     settings = {key: getattr(config, key) for key in keys}
     return {**settings, "models_folder": str(config.models_folder.resolve()), "card": card.model_dump(mode="json")}
