@@ -54,7 +54,7 @@ class Bm25(Section):
         {"title": 1.0, "brand": 0.5, "category": 0.5}, "weight of a term by field", min_length=1
     )
     statistics_version: int = setting(
-        1, "which collection_statistics; made when missing, so raising it refreshes them", ge=1
+        1, "which collection_statistics; made when missing: raise it to refresh them, and when `languages` change", ge=1
     )
 
 
@@ -233,7 +233,7 @@ def _siblings(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
         fields = [model.model_fields[step] for model in models if step in model.model_fields]
         inner = [model for field in fields for model in _models_in(field.annotation)]
         models = inner or models
-    return [name for model in models for name in model.model_fields]
+    return [field.alias or name for model in models for name, field in model.model_fields.items()]
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

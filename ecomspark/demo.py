@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from ecomspark import launch, tables
 from ecomspark.config import Settings
-from ecomspark.evaluation import Figure, as_table
+from ecomspark.evaluation import Figure, as_table, not_shown
 from ecomspark.schemas import ITEMS, QUERIES, RANKINGS, RUN_METRICS, SPLITS, Table
 from ecomspark.tables import Warehouse
 
@@ -91,18 +91,18 @@ def _show_figures(warehouse: Warehouse, run_id: str) -> None:
     mine = (F.col("job") == "evaluate_rankings") & (F.col("run_id") == run_id)
     names = [f.name for f in Figure.__dataclass_fields__.values()]
     rows = _newest(warehouse, RUN_METRICS).where(mine).select(*names).collect()
-    order = {"final": 0, "model": 1, "bm25": 2, "cosine": 3, "chance": 4, "published": 5}
-    figures = sorted((Figure(**row.asDict()) for row in rows), key=lambda f: (f.metric, order[f.ranker]))
+    order = ["final", "model", "bm25", "cosine", "chance", "published"]
+    figures = sorted(
+        (Figure(**row.asDict()) for row in rows),
+        key=lambda f: (not f.metric.startswith("ndcg"), f.metric, order.index(f.ranker)),
+    )
     print("\nBefore and after, on test queries that the model never saw; grades are this project's own judgments")
     print("before: bm25 and the untuned encoder's cosine; after: model, and final with price, sales and the like")
     print("published: the whole ranking that search would show, where an unjudged item is worth nothing\n")
     for line in as_table(figures):
         print(f"  {line}")
-    for figure in figures:
-        low, high = figure.difference_low, figure.difference_high
-        if low is not None and high is not None and low <= 0 <= high:
-            print(f"  not shown by these queries: that final differs from {figure.ranker} in {figure.metric}; "
-                  "the interval includes zero")  # fmt: skip
+    for line in not_shown(figures):
+        print(f"  {line}")
 
 
 def _show_ways_on(settings: Settings, seconds: float) -> None:

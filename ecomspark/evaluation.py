@@ -28,8 +28,8 @@ class Measures:
 @dataclass(frozen=True)
 class Figure:
     """One metric of one ranker: the mean over queries, its 95 % bootstrap interval, and by how much the final ranking
-    leads over the same queries, with the paired interval (None for the final ranking itself and for `published`,
-    which shows other items)."""
+    and the model's own order lead over the same queries, with paired intervals (None for themselves, and for
+    `published`, which shows other items)."""
 
     metric: str
     ranker: str
@@ -41,6 +41,9 @@ class Figure:
     difference: float | None = None
     difference_low: float | None = None
     difference_high: float | None = None
+    model_difference: float | None = None
+    model_difference_low: float | None = None
+    model_difference_high: float | None = None
 
 
 def judged_figures(orders: pd.DataFrame, measures: Measures) -> list[Figure]:
@@ -62,7 +65,14 @@ def judged_figures(orders: pd.DataFrame, measures: Measures) -> list[Figure]:
             drawn = metrics.chance(metric, list(ranked["grade"]), measures.shuffles, [measures.seed, place])
             values[name].setdefault("chance", []).append(drawn)
     return [
-        _figure(name, ranker, of_ranker, measures, by_ranker["final"] if ranker != "final" else None)
+        _figure(
+            name,
+            ranker,
+            of_ranker,
+            measures,
+            final=by_ranker["final"] if ranker != "final" else None,
+            model=by_ranker.get("model") if ranker not in ("final", "model") else None,
+        )
         for name, by_ranker in values.items()
         for ranker, of_ranker in by_ranker.items()
     ]
@@ -70,7 +80,7 @@ def judged_figures(orders: pd.DataFrame, measures: Measures) -> list[Figure]:
 
 def published_figures(published: pd.DataFrame, orders: pd.DataFrame, measures: Measures) -> list[Figure]:
     """Figures of the published ranking: an item that nobody judged is worth nothing, and judged@k says how often one
-    is shown. `published`: query_id, rank, grade (null: unjudged), the first k places. A query of `orders` for which
+    is shown. `published`: query_id, rank, grade (null: unjudged). A query of `orders` for which
     nothing is published counts with nothing shown.
     """
     values: dict[str, list[float | None]] = {}
@@ -88,15 +98,40 @@ def published_figures(published: pd.DataFrame, orders: pd.DataFrame, measures: M
 
 def as_table(figures: Sequence[Figure]) -> list[str]:
     """The figures as lines of text."""
-    lines = [f"{'metric':14}{'ranker':11}{'mean':>8}  {'95 % interval':18}  {'final leads by':>14}  95 % interval"]
-    for figure in figures:
-        interval = f"[{figure.low:.4f}, {figure.high:.4f}]"
-        line = f"{figure.metric:14}{figure.ranker:11}{figure.value:8.4f}  {interval:18}"
-        if figure.difference is not None:
-            line += f"  {figure.difference:+14.4f}  [{figure.difference_low:+.4f}, {figure.difference_high:+.4f}]"
+    interval = "95 % interval"
+    lines = [
+        f"{'metric':13}{'ranker':10}{'mean':>7}  {interval:17} {'queries':>7}  {'final leads':>11}  {interval:18} "
+        f"{'model leads':>11}  {interval}"
+    ]
+    for of in figures:
+        line = f"{of.metric:13}{of.ranker:10}{of.value:7.4f}  {f'[{of.low:.4f}, {of.high:.4f}]':17} {of.query_count:7d}"
+        line += _lead(of.difference, of.difference_low, of.difference_high)
+        line += _lead(of.model_difference, of.model_difference_low, of.model_difference_high)
         lines.append(line.rstrip())
-    first = figures[0]
-    return [*lines, f"{first.query_count} queries; {first.omitted_count} left out: nothing judged for them has a gain"]
+    if of_ndcg := next((figure for figure in figures if figure.metric.startswith("ndcg")), None):
+        lines.append(f"{of_ndcg.omitted_count} queries are left out of ndcg: nothing judged for them has a gain")
+    return lines
+
+
+def not_shown(figures: Sequence[Figure]) -> list[str]:
+    """What the figures do not show: the leads whose interval includes zero, a sentence a ranking and metric."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for of in figures:
+        for leader, low, high in (
+            ("final", of.difference_low, of.difference_high),
+            ("model", of.model_difference_low, of.model_difference_high),
+        ):
+            if low is not None and high is not None and low <= 0 <= high:
+                found.setdefault((leader, of.metric), []).append(of.ranker)
+    return [
+        f"not shown by these queries: that {leader} differs from {', '.join(rankers)} in {metric}; "
+        "the interval includes zero"
+        for (leader, metric), rankers in found.items()
+    ]
+
+
+def _lead(value: float | None, low: float | None, high: float | None) -> str:
+    return f"  {'':11}  {'':18}" if value is None else f"  {value:+11.4f}  {f'[{low:+.4f}, {high:+.4f}]':18}"
 
 
 def _metrics(measures: Measures, judged: Sequence[float]) -> dict[str, metrics.Metric]:
@@ -126,17 +161,24 @@ def _figure(
     values: Sequence[float | None],
     measures: Measures,
     final: Sequence[float | None] | None = None,
+    model: Sequence[float | None] | None = None,
 ) -> Figure:
     present = [value for value in values if value is not None]
     if not present:
         raise ContractError(f"judgments: {metric} has no value for any query; are there grades above the lowest?")
     whole = metrics.bootstrap(present, measures.resamples, measures.seed)
-    figure = (metric, ranker, *_rounded(whole), len(present), len(values) - len(present))
-    if final is None:
-        return Figure(*figure)
-    both = [(mine, other) for mine, other in zip(final, values, strict=True) if mine is not None and other is not None]
-    lead = metrics.bootstrap([mine - other for mine, other in both], measures.resamples, measures.seed)
-    return Figure(*figure, *_rounded(lead))
+    leads = [_paired(leader, values, measures) for leader in (final, model)]
+    return Figure(metric, ranker, *_rounded(whole), len(present), len(values) - len(present), *leads[0], *leads[1])
+
+
+def _paired(
+    leader: Sequence[float | None] | None, values: Sequence[float | None], measures: Measures
+) -> tuple[float, float, float] | tuple[None, None, None]:
+    """By how much the leader leads, over the queries for which both have a value."""
+    if leader is None:
+        return (None, None, None)
+    both = [(mine, other) for mine, other in zip(leader, values, strict=True) if mine is not None and other is not None]
+    return _rounded(metrics.bootstrap([mine - other for mine, other in both], measures.resamples, measures.seed))
 
 
 def _rounded(interval: metrics.Interval) -> tuple[float, float, float]:

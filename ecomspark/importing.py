@@ -61,7 +61,7 @@ def set_aside(run: Run, conformed: DataFrame, table: Table, max_share: float) ->
     counts = conformed.agg(
         F.count("*").alias("read"),
         F.count_if(F.size("_reasons") > 0).alias("quarantined"),
-        F.count_if(F.col("_is_twin")).alias("folded"),
+        F.count_if(F.col("_is_twin") & (F.size("_reasons") == 0)).alias("folded"),
         F.count_if(F.size("_cleaned") > 0).alias("cleaned"),
     ).collect()[0]
     run.count(**{name: int(counts[name]) for name in ("read", "quarantined", "folded", "cleaned")})

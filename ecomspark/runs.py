@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 
 from ecomspark import tables
+from ecomspark.config import is_name
 from ecomspark.errors import ConfigError, ContractError, NewerPublished
 from ecomspark.schemas import RUNS, Table
 from ecomspark.tables import Author, Commit, Snapshot, Source, Sourced, Warehouse, read_source
@@ -51,6 +52,7 @@ class Run:
     is_replayed: bool
     inputs: Mapping[str, Snapshot | None]
     source: Sourced | None = None
+    target: str | None = None
     rows: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     commits: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -121,24 +123,29 @@ def open_run(
     *,
     reads: Sequence[Table] = (),
     source: Source | None = None,
+    target: str | None = None,
+    is_ordered: bool = True,
     settings_digest: bytes,
     as_of: date | None = None,
 ) -> Iterator[Run]:
     """Open a run, pin what it `reads` and the `source` outside that it imports, and close it at the end.
 
+    `target`: the part of a table that the run publishes, where a job has several (a source, a judgment set).
+    `is_ordered`: false for a job that only adds to a log, where an older day may come after a newer one.
+
     A run that is over already comes back as replayed: do nothing then. A run that died is resumed with what it had
     pinned; one that failed starts over. Without `as_of` it is the UTC date of the newest input. Raises ConfigError
-    when the run is over with other settings, ContractError when a died run's source is no longer what it was, and
-    NewerPublished when the job already published for a later day.
+    when the run is not safely named, or is over or was cut off with other settings or another `as_of`; ContractError
+    when a died run's source is no longer what it was; and NewerPublished when the job already ran for a later day, or
+    another run of it was opened and ended after this one was cut off.
     """
+    if not is_name(run_id):
+        raise ConfigError("run_id: expected letters, digits and _ . = - only, 128 at most")
     author = Author(job, run_id)
-    earlier, newest = _look(warehouse, author)
+    earlier, newest = _look(warehouse, author, target)
+    if earlier is not None and earlier["status"] != "failed":
+        _refuse_changed(author, earlier, settings_digest, as_of)
     if earlier is not None and earlier["status"] in _OVER:
-        if bytes(earlier["settings_digest"]) != settings_digest:
-            raise ConfigError(
-                f"{job}: run {run_id} ended with settings {bytes(earlier['settings_digest']).hex()}, "
-                f"asked for now with {settings_digest.hex()}; give the changed run another run_id"
-            )
         log.info("%s: run %s is done already", job, run_id)
         yield _replayed(warehouse, author, earlier)
         return
@@ -151,11 +158,11 @@ def open_run(
     else:
         inputs = {table.name: tables.snapshot(warehouse, table) for table in reads}
         as_of = as_of or _newest_date(warehouse, reads, inputs, sourced)
-        if newest is not None and as_of is not None and as_of < newest:
-            raise NewerPublished(f"{job}: asked for {as_of}, but {newest} is published already; nothing was done")
+    if is_ordered:
+        _refuse_older(author, as_of, earlier if is_resumed else None, newest)
     if sourced:
         inputs[_SOURCE] = sourced.snapshot
-    run = Run(warehouse, author, as_of, False, inputs, sourced)
+    run = Run(warehouse, author, as_of, False, inputs, sourced, target)
     started = datetime.now(UTC)
     _write(run, started, "open", settings_digest, is_new=earlier is None)
     try:
@@ -166,18 +173,57 @@ def open_run(
     _write(run, started, run.summary().status, settings_digest, ended=datetime.now(UTC))
 
 
-def _look(warehouse: Warehouse, author: Author) -> tuple[Row | None, date | None]:
-    """The run's row, if there is one, and the latest day for which the job has published."""
+@dataclass(frozen=True)
+class _Newest:
+    """Of the runs of a job that are over: the latest day, and when the last of them was opened."""
+
+    as_of: date | None
+    started_at: datetime | None
+
+
+def _look(warehouse: Warehouse, author: Author, target: str | None) -> tuple[Row | None, _Newest]:
+    """The run's row, if there is one, and what is newest among the runs of the job and target that are over."""
     at = tables.snapshot(warehouse, RUNS)
     if at is None:
-        return None, None
+        return None, _Newest(None, None)
     of_job = tables.read(warehouse, RUNS, at).where(F.col("job") == author.job)
     is_mine = F.col("run_id") == author.run_id
-    newest = F.max(F.when(F.col("status") == "published", F.col("as_of"))).over(Window.partitionBy("job"))
-    rows = of_job.withColumn("_newest", newest).orderBy(F.desc(is_mine)).limit(1).collect()
-    if not rows:
-        return None, None
-    return (rows[0] if rows[0]["run_id"] == author.run_id else None), rows[0]["_newest"]
+    is_over = F.col("status").isin(list(_OVER)) & F.col("target").eqNullSafe(F.lit(target))
+    whole = Window.partitionBy("job")
+    newest = {name: F.max(F.when(is_over, F.col(name))).over(whole) for name in ("as_of", "started_at")}
+    rows = of_job.withColumns({f"_{name}": value for name, value in newest.items()})
+    found = rows.orderBy(F.desc(is_mine)).limit(1).collect()
+    if not found:
+        return None, _Newest(None, None)
+    mine = found[0] if found[0]["run_id"] == author.run_id else None
+    return mine, _Newest(found[0]["_as_of"], found[0]["_started_at"])
+
+
+def _refuse_changed(author: Author, earlier: Row, settings_digest: bytes, as_of: date | None) -> None:
+    """A run_id names one execution: the same settings, the same day."""
+    place = f"{author.job}: run {author.run_id}"
+    how = "ended" if earlier["status"] in _OVER else "was cut off"
+    if bytes(earlier["settings_digest"]) != settings_digest:
+        raise ConfigError(
+            f"{place} {how} with settings {bytes(earlier['settings_digest']).hex()}, "
+            f"asked for now with {settings_digest.hex()}; give the changed run another run_id"
+        )
+    if as_of is not None and as_of != earlier["as_of"]:
+        raise ConfigError(
+            f"{place} {how} as of {earlier['as_of']}, asked for now as of {as_of}; give it another run_id"
+        )
+
+
+def _refuse_older(author: Author, as_of: date | None, cut_off: Row | None, newest: _Newest) -> None:
+    if newest.as_of is not None and as_of is not None and as_of < newest.as_of:
+        raise NewerPublished(
+            f"{author.job}: asked for {as_of}, but {newest.as_of} is published already; nothing was done"
+        )
+    if cut_off is not None and newest.started_at is not None and newest.started_at > cut_off["started_at"]:
+        raise NewerPublished(
+            f"{author.job}: run {author.run_id} was cut off, and a later run has ended since; nothing was done; "
+            "start a run with a new run_id"
+        )
 
 
 def _pinned(earlier: Row) -> dict[str, Snapshot]:
@@ -205,7 +251,18 @@ def _newest_date(
 
 def _replayed(warehouse: Warehouse, author: Author, earlier: Row) -> Run:
     commits = {name: {"before": at["before"], "after": at["after"]} for name, at in earlier["published"].items()}
-    return Run(warehouse, author, earlier["as_of"], True, {}, None, earlier["rows"], earlier["seconds"], commits)
+    return Run(
+        warehouse,
+        author,
+        earlier["as_of"],
+        True,
+        {},
+        None,
+        earlier["target"],
+        earlier["rows"],
+        earlier["seconds"],
+        commits,
+    )
 
 
 def _write(
@@ -221,6 +278,7 @@ def _write(
     row = {
         "job": run.author.job,
         "run_id": run.author.run_id,
+        "target": run.target,
         "status": status,
         "as_of": run.as_of,
         "started_at": started,

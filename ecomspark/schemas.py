@@ -226,7 +226,7 @@ COLLECTION_STATISTICS = Table(
     kind="state",
     key=("statistics_version", "locale", "term"),
     columns=(
-        column("statistics_version", "int", "raised on request; candidates name the version that scored them"),
+        column("statistics_version", "int", "raised on request; the settings name the version that scores"),
         column("locale", "string", "market and language"),
         column("term", "string", "a term as `text.terms` makes it; empty: all items"),
         column("item_count", "bigint", "items with the term in any searched field; under the empty term, all items"),
@@ -400,6 +400,7 @@ RUNS = Table(
     columns=(
         column("job", "string", "the pipeline's name"),
         column("run_id", "string", "name that the caller gave"),
+        column("target", "string", "the source or judgment set that it publishes", null="the job has no parts"),
         column("status", "string", "open, published, nothing_to_do, or failed"),
         column("as_of", "date", "the day that the run takes for today", null="no input has a date yet"),
         column("started_at", "timestamp", "when it last started"),
@@ -439,6 +440,14 @@ RUN_METRICS = Table(
         ),
         column("difference_low", "double", "lower end of its paired bootstrap interval", null="itself"),
         column("difference_high", "double", "upper end", null="itself"),
+        column(
+            "model_difference",
+            "double",
+            "the model's own order's mean less this one's: what fine-tuning did",
+            null="itself, or the final ranking",
+        ),
+        column("model_difference_low", "double", "lower end of its paired interval", null="as model_difference"),
+        column("model_difference_high", "double", "upper end", null="as model_difference"),
     ),
     bytes_a_row=150,
     statistics=("job", "run_id", "judgment_set", "ranker", "metric", "slice"),

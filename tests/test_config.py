@@ -12,7 +12,7 @@ from ecomspark import config, launch
 from ecomspark.cli import main, pipeline
 from ecomspark.config import Settings, setting
 from ecomspark.errors import ConfigError
-from ecomspark.pipelines import rank_candidates, score_candidates
+from ecomspark.pipelines import finetune_cross_encoder, rank_candidates, score_candidates
 
 JOBS = launch.jobs()
 
@@ -150,6 +150,12 @@ def test_policies_refuse_what_cannot_be_ranked_by() -> None:
         rank_candidates.Config(**shared, variants={"main": {"weights": weights}})
     with pytest.raises(ValidationError):
         rank_candidates.Config(**shared, variants={"../main": {}})
+    with pytest.raises(ValidationError, match="bm25"):
+        rank_candidates.Config(**shared, variants={"main": {"proposed_by": ["bm52"]}})
+    with pytest.raises(ValidationError, match="leaves no room behind 30 of a query"):
+        finetune_cross_encoder.Config(
+            warehouse="w", base="b", name="n", judgment_set="s", max_tokens=32, query_max_tokens=30
+        )
     with pytest.raises(ValidationError):
         score_candidates.Config(**shared, token_budget=0)
 

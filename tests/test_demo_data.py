@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from ecomspark.demo_data import make_sample
-from ecomspark.text import Analyser, terms
+from ecomspark.text import Analyser, digest, normalise_query, terms
 
 DATA = ROOT / "ecomspark" / "demo_data"
 ENGLISH = Analyser(language="english")
@@ -87,3 +88,12 @@ def test_the_licence_of_the_data_is_stated() -> None:
     readme = (Path(DATA) / "README.md").read_text(encoding="utf-8")
     for said in ("CC0", "own judgments", "invented"):
         assert said in readme
+
+
+def test_at_least_forty_queries_are_in_the_test_split_of_the_demo() -> None:
+    """The draw of `features.splits.sides` in plain Python, with the shares and the seed of conf/demo.yaml."""
+    section = yaml.safe_load((ROOT / "conf/demo.yaml").read_text())["finetune_cross_encoder"]
+    learnt, seed = sum(section["shares"].values()), section.get("seed", 13)
+    query_ids = {digest("uk", normalise_query(query["query_text"])).hex().upper() for query in rows("queries.csv")}
+    draws = [int.from_bytes(digest("default", str(seed), query)[:6], "big") / 2**48 for query in query_ids]
+    assert sum(draw >= learnt for draw in draws) >= 40

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from ecomspark.errors import ContractError
-from ecomspark.evaluation import Measures, as_table, judged_figures, published_figures
+from ecomspark.evaluation import Measures, as_table, judged_figures, not_shown, published_figures
 
 GAINS = {0: 0.0, 1: 1 / 7, 2: 3 / 7, 3: 1.0}
 MEASURES = Measures(GAINS, k=3, grade_threshold=2, resamples=300, shuffles=50, seed=1)
@@ -84,5 +84,23 @@ def test_nothing_worth_anything_is_an_error_not_a_figure() -> None:
 def test_the_table_shows_every_figure_with_its_interval() -> None:
     lines = as_table(judged_figures(ORDERS, MEASURES))
     assert len(lines) == 1 + 5 * 3 + 1
-    assert "2 queries; 1 left out" in lines[-1]
-    assert any(line.startswith("ndcg@3        bm25") and "[" in line for line in lines)
+    assert lines[-1].startswith("1 queries are left out of ndcg")
+    assert any(line.startswith("ndcg@3       bm25") and line.count("[") == 2 for line in lines)
+
+
+def test_the_models_own_lead_tells_what_fine_tuning_did() -> None:
+    orders = ORDERS.assign(model=[3, 1, 2, 0, 1, 2, 1, 2], cosine=[1, 3, 2, 0, 2, 1, 1, 2])
+    found = {(f.metric, f.ranker): f for f in judged_figures(orders, MEASURES)}
+    model, cosine = found["ndcg@3", "model"], found["ndcg@3", "cosine"]
+    assert model.model_difference is None
+    assert found["ndcg@3", "final"].model_difference is None
+    assert cosine.model_difference == pytest.approx(model.value - cosine.value, abs=1e-4)
+    assert cosine.model_difference > 0
+    assert found["ndcg@3", "chance"].model_difference_low is not None
+
+
+def test_a_lead_whose_interval_includes_zero_is_said_to_be_none() -> None:
+    orders = ORDERS.assign(model=ORDERS["final"], cosine=[1, 3, 2, 0, 2, 1, 1, 2])
+    said = not_shown(judged_figures(orders, MEASURES))
+    assert any("that final differs from model" in line and "in ndcg@3" in line for line in said)
+    assert not any("cosine" in line for line in said if "ndcg@3" in line), "of two queries both are better"

@@ -48,6 +48,7 @@ def test_a_fault_that_happens_once_loses_and_doubles_no_row(spark: Any, tmp_path
     rows = spark.read.parquet(str(tmp_path / "out")).collect()
     assert Counter(row["id"] for row in rows) == Counter(2**53 + n for n in range(len(PASSAGES)))
     assert all(row["logit"] is not None for row in rows)
+    assert list(tmp_path.glob("once-*")), "the fault happened"
     again = [passage for passage, times in Counter(scorer.evaluated()).items() if times > 1]
     assert len(again) <= len(PASSAGES) / 6 * 2, "at most the failed task's rows were evaluated again"
 

@@ -121,18 +121,35 @@ def test_what_moved_since_it_was_compared_is_not_overwritten(warehouse: Warehous
     assert newest(warehouse, ITEMS).collect()[0]["title"] == "newer"
 
 
-def test_of_two_first_publications_at_once_one_is_refused(
-    warehouse: Warehouse, rows: Callable[..., Any], monkeypatch: Any
+@pytest.mark.parametrize("is_first", [True, False])
+def test_of_two_publications_at_once_one_is_refused(
+    warehouse: Warehouse, rows: Callable[..., Any], monkeypatch: Any, is_first: bool
 ) -> None:
-    one = tables.compare(warehouse, ITEMS, rows(ITEMS, {"item_id": "1", "title": "one"}), ME)
-    other = tables.compare(warehouse, ITEMS, rows(ITEMS, {"item_id": "1", "title": "other"}), ME)
+    if not is_first:
+        publish(warehouse, ITEMS, rows(ITEMS, {"item_id": "0"}))
+    one, other = (
+        tables.compare(warehouse, ITEMS, rows(ITEMS, {"item_id": "1", "title": title}), ME, deletes=False)
+        for title in ("one", "other")
+    )
     tables.publish(warehouse, one, ME)
     # As if the other had looked before the first one landed.
     monkeypatch.setitem(tables.publish.__globals__, "snapshot", lambda *_: other.at)
     with pytest.raises(NewerPublished, match="at the same moment"):
         tables.publish(warehouse, other, ME)
     monkeypatch.undo()
-    assert [row["title"] for row in newest(warehouse, ITEMS).collect()] == ["one"]
+    assert [row["title"] for row in newest(warehouse, ITEMS).where("item_id = '1'").collect()] == ["one"]
+
+
+def test_of_two_appends_to_a_log_at_once_one_is_refused(
+    warehouse: Warehouse, rows: Callable[..., Any], monkeypatch: Any
+) -> None:
+    frame = rows(INTERACTIONS, {"interaction_id": "1"})
+    at = tables.create(warehouse, INTERACTIONS)
+    tables.append_log(warehouse, INTERACTIONS, frame, ME)
+    monkeypatch.setitem(tables.append_log.__globals__, "create", lambda *_: at)
+    with pytest.raises(NewerPublished, match="at the same moment"):
+        tables.append_log(warehouse, INTERACTIONS, frame, ME)
+    assert newest(warehouse, INTERACTIONS).count() == 1
 
 
 def test_a_pinned_version_is_what_is_read(warehouse: Warehouse, rows: Callable[..., Any]) -> None:

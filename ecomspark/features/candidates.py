@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from functools import reduce
+from typing import Literal
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-JUDGED = "judged"
-IMPRESSIONS = "impressions"
+Proposer = Literal["bm25", "judged", "impressions"]
+
+JUDGED: Proposer = "judged"
+IMPRESSIONS: Proposer = "impressions"
 
 
 def with_margin(best: DataFrame, published: DataFrame, source: str, count: int) -> DataFrame:

@@ -18,7 +18,8 @@ from ecomspark.schemas import QUARANTINE, Table
 ID_MAX_BYTES = 512
 _QUARANTINED_CHARACTERS = 2_000
 _CONTROL = r"[\p{Cc}&&[^\t\n\r]]"
-_EPOCHS = {"epoch_seconds": F.timestamp_seconds, "epoch_milliseconds": F.timestamp_millis}
+_EPOCHS = {"epoch_seconds": (1, F.timestamp_seconds), "epoch_milliseconds": (1_000, F.timestamp_millis)}
+_YEAR_9999 = 253_402_300_799  # its last second; beyond, the functions above end the job
 
 
 class ColumnMap(Section):
@@ -157,8 +158,8 @@ def _given(column: ColumnMap | None, ours: schemas.Column) -> Column:
     """What was said, as valid text without control characters; the default where nothing was."""
     said = _field("_raw", ours)
     if ours.type.startswith("map<"):
-        return said
-    clean = F.regexp_replace(F.make_valid_utf8(said), _CONTROL, "")
+        return _clean_map(said)
+    clean = _clean(said)
     if column is None or column.default is None:
         return clean
     return F.when(F.length(F.trim(clean)) > 0, clean).otherwise(F.lit(str(column.default)))
@@ -167,7 +168,20 @@ def _given(column: ColumnMap | None, ours: schemas.Column) -> Column:
 def _mended(ours: schemas.Column) -> Column:
     """The column's name where its text was invalid or had control characters."""
     said = _field("_raw", ours)
-    return F.when(said != F.regexp_replace(F.make_valid_utf8(said), _CONTROL, ""), ours.name)
+    return F.when(said != _clean(said), ours.name)
+
+
+def _clean(text: Column) -> Column:
+    return F.regexp_replace(F.make_valid_utf8(text), _CONTROL, "")
+
+
+def _clean_map(texts: Column) -> Column:
+    """A map with clean keys and values; of keys that became alike the first stays."""
+    entries = F.transform(
+        F.map_entries(texts), lambda e: F.struct(_clean(e["key"]).alias("key"), _clean(e["value"]).alias("value"))
+    )
+    keys = F.transform(entries, lambda e: e["key"])
+    return F.map_from_entries(F.filter(entries, lambda e, place: F.array_position(keys, e["key"]) == place + 1))
 
 
 def _typed(column: ColumnMap | None, ours: schemas.Column) -> Column:
@@ -182,7 +196,9 @@ def _typed(column: ColumnMap | None, ours: schemas.Column) -> Column:
     if ours.type == "string":
         return given
     if ours.type == "timestamp" and column is not None and column.format in _EPOCHS:
-        return _EPOCHS[column.format](given.try_cast("bigint"))
+        a_second, of_number = _EPOCHS[column.format]
+        number = given.try_cast("bigint")
+        return of_number(F.when(F.abs(number) <= _YEAR_9999 * a_second, number))
     if ours.type == "timestamp" and column is not None and column.format:
         return F.try_to_timestamp(given, F.lit(column.format))
     if ours.type in ("int", "bigint"):
@@ -192,6 +208,9 @@ def _typed(column: ColumnMap | None, ours: schemas.Column) -> Column:
         number = F.trim(given).try_cast("double")
         is_finite = ~F.isnan(number) & (F.abs(number) != float("inf"))
         return F.when(is_finite, F.trim(given).try_cast(ours.type))
+    if ours.type == "timestamp":
+        # A time without a date would be taken for today's: nothing is now.
+        given = F.when(given.rlike(r"^\s*\d{4}"), given)
     return F.trim(given).try_cast(ours.type)
 
 

@@ -15,7 +15,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from ecomspark.config import Section, setting
-from ecomspark.features.candidates import JUDGED
+from ecomspark.features.candidates import JUDGED, Proposer
 
 LOGIT_DECIMALS = 4
 SCORE_DECIMALS = 6
@@ -36,7 +36,7 @@ class Weights(Section):
 class Policy(Section):
     """How one variant is ranked."""
 
-    proposed_by: list[str] | None = setting(
+    proposed_by: list[Proposer] | None = setting(
         None, "rank candidates that one of these sources proposed; null: any source but `judged`"
     )
     weights: Weights = setting(Weights(), "weights of the terms")

@@ -13,6 +13,8 @@ from ecomspark.errors import without_values
 from ecomspark.features.digests import digest_of
 from ecomspark.text import IDENTITY_RECIPE_DIGEST, Analyser, TextRecipe
 
+_MOST = 2**63 - 1
+
 ITEM_FIELDS = ("title", "brand", "category", "attributes", "description")
 SEARCHED_FIELDS = ("title", "brand", "category")
 
@@ -122,9 +124,15 @@ def queries_of(aliases: DataFrame, texts: DataFrame) -> DataFrame:
         _normalised(aliases, texts)
         .where(F.length("text") > 0)
         .groupBy("query_id", "locale", F.col("text").alias("query_text"))
-        .agg(F.sum(F.coalesce("traffic", F.lit(0))).cast("bigint").alias("traffic"))
+        .agg(F.sum(F.coalesce("traffic", F.lit(0)).cast("decimal(38,0)")).alias("traffic"))
+        .withColumn("traffic", F.least("traffic", F.lit(_MOST)).cast("bigint"))
         .withColumn("text_source_digest", digest_of(F.col("query_text")))
     )
+
+
+def empty_aliases(aliases: DataFrame, texts: DataFrame) -> DataFrame:
+    """The aliases of which nothing is left when normalised."""
+    return _normalised(aliases, texts).where(F.length("text") == 0).select(*aliases.columns)
 
 
 def judgments_of(judgment_aliases: DataFrame, aliases: DataFrame, texts: DataFrame) -> DataFrame:

@@ -112,7 +112,9 @@ def open_checkpoint(
             f"{name}: no such checkpoint in {models_folder} (there: {there}); train or import one first"
         )
     card = _card(folder)
-    faults = [*_forbidden(folder), *_altered(folder, card), *_inconsistent(folder, card)]
+    faults = [*_forbidden(folder), *_altered(folder, card)]
+    if not faults:  # a file that is not the card's is not even parsed
+        faults += _inconsistent(folder, card)
     if kind and card.kind != kind:
         faults.append(f"expected a {kind}, found a {card.kind}")
     if scorer_digest not in (None, card.scorer_digest):
@@ -139,6 +141,7 @@ def seal(made: Path, models_folder: Path, name: str, card: Card) -> Checkpoint:
     )
     open_checkpoint(made.parent, made.name, card.kind)
     models_folder.mkdir(parents=True, exist_ok=True)
+    made.chmod(0o755)  # temporary folders are private; executors may run as somebody else
     os.rename(made, models_folder / name)
     return open_checkpoint(models_folder, name, card.kind)
 
@@ -227,10 +230,12 @@ def _inconsistent(folder: Path, card: Card) -> list[str]:
         return ["expected config.json, model.safetensors and tokenizer.json"]
     try:
         shapes = tensors(folder / WEIGHTS)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except CheckpointError as error:
         return [str(error)]
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError):  # JSON and UTF-8 errors are among them
+        return ["config.json, tokenizer.json or the header of model.safetensors is not what it should be"]
     vocabulary = tokens.get("model", {}).get("vocab", {})
     ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     largest = max([*ids, *(token["id"] for token in tokens.get("added_tokens", []))], default=0)

@@ -81,7 +81,8 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
     before = _cosine_ndcg(base, validation, plan.gains)
     report({"step": "before", "ndcg@10": before, "of": "the untuned encoder's cosine, validation queries"})
 
-    loss = BinaryCrossEntropyLoss if plan.loss == "bce" else MSELoss
+    # Both read the logit through a sigmoid: what `scores.activation` is.
+    loss = BinaryCrossEntropyLoss(model) if plan.loss == "bce" else MSELoss(model, activation_fn=torch.nn.Sigmoid())
     with tempfile.TemporaryDirectory() as folder:
         arguments = CrossEncoderTrainingArguments(
             output_dir=folder,
@@ -107,7 +108,7 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
                 "label": [grade / top for grade in train["grade"]],
             }
         )
-        _Trainer(model=model, args=arguments, train_dataset=rows, loss=loss(model), callbacks=[best]).train()
+        _Trainer(model=model, args=arguments, train_dataset=rows, loss=loss, callbacks=[best]).train()
     best.restore(model.model)
     return _sealed(plan, base, model.model, tokenizer, validation, before, best)
 

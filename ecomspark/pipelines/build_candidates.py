@@ -1,7 +1,7 @@
 """Which items are worth scoring for each query: the best by BM25, and pairs that are given."""
 
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession
@@ -9,9 +9,18 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Name, Settings, setting
+from ecomspark.errors import ContractError
 from ecomspark.features import bm25 as lexical
-from ecomspark.features.candidates import IMPRESSIONS, JUDGED, judged_pairs, shown_pairs, together, with_margin
-from ecomspark.features.texts import queries_by_alias
+from ecomspark.features.candidates import (
+    IMPRESSIONS,
+    JUDGED,
+    Proposer,
+    judged_pairs,
+    shown_pairs,
+    together,
+    with_margin,
+)
+from ecomspark.features.texts import lacking_terms, queries_by_alias, searched_fields
 from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import (
     CANDIDATES,
@@ -30,13 +39,11 @@ JOB = "build_candidates"
 
 READS = (QUERIES, ITEMS, CANDIDATES, COLLECTION_STATISTICS, JUDGMENTS, INTERACTIONS, QUERY_ALIASES)
 
-Source = Literal["bm25", "judged", "impressions"]
-
 
 class Config(Settings):
     """BM25's own settings are shared keys: rankings are judged against it."""
 
-    sources: Annotated[list[Source], Field(min_length=1)] = setting(["bm25", "judged"], "who may propose")
+    sources: Annotated[list[Proposer], Field(min_length=1)] = setting(["bm25", "judged"], "who may propose")
     count: int = setting(100, "items that BM25 proposes for a query", unit="items", ge=1)
     margin: int = setting(
         20, "places below `count` to which an item that was proposed may fall before it leaves", unit="places", ge=0
@@ -78,6 +85,14 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
 
 def _by_bm25(current: Run, config: Config) -> DataFrame:
     items, terms = current.read(ITEMS), tables.read_memory(current.warehouse, TERMS)
+    fields = searched_fields(items).unionByName(
+        current.read(QUERIES).select("locale", F.col("query_text").alias("text"))
+    )
+    if lacking := lacking_terms(fields, terms, config.analysers).count():
+        raise ContractError(
+            f"terms: expected those of every query and searched field under the settings' languages, found {lacking:,} "
+            "texts without; run build_texts first"
+        )
     item_terms = lexical.item_terms(items, terms, config.analysers, config.bm25)
     statistics = _statistics(current, item_terms, config.bm25.statistics_version)
     postings = lexical.postings(item_terms, statistics, config.bm25)

@@ -39,11 +39,14 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
             with current.stage("queries"):
                 _texts(current, steps.alias_sources(aliases), "query", IDENTITY_RECIPE_DIGEST, steps.identities)
                 texts = tables.read_memory(warehouse, TEXTS)
+                _set_empty_aside(current, steps.empty_aliases(aliases, texts))
+                judged = steps.judgments_of(current.read_if_there(JUDGMENT_ALIASES), aliases, texts).persist()
+                _check_judgments(current, judged, config.max_quarantined_share)
                 queries = steps.queries_of(aliases, texts).persist()
                 _publish(current, QUERIES, queries)
             with current.stage("judgments"):
-                judged = steps.judgments_of(current.read_if_there(JUDGMENT_ALIASES), aliases, texts).persist()
-                _publish_judgments(current, judged, config.max_quarantined_share)
+                _publish_judgments(current, judged)
+                judged.unpersist()
             with current.stage("texts"):
                 recipe = config.recipe
                 of_queries, of_items = steps.query_sources(queries), steps.item_sources(items)
@@ -81,22 +84,37 @@ def _publish(current: Run, table: Table, rows: DataFrame, keep: DataFrame | None
     current.commit(tables.publish(current.warehouse, change, current.author))
 
 
-def _publish_judgments(current: Run, judged: DataFrame, max_share: float) -> None:
-    """Publish the judgments that can be used; a query and item with a conflict keep the grade they had."""
-    unusable = judged.where(F.col("reason").isNotNull())
+def _set_empty_aside(current: Run, empty: DataFrame) -> None:
+    """Keep the aliases of which nothing is left when normalised in `quarantine`: they make no query."""
+    empty = empty.withColumn("reason", F.lit("empty_query")).persist()
+    count = empty.count()
+    if count:
+        row = F.to_json(F.struct("source", "source_query_id", "locale", "query_text", "traffic"))
+        quarantine(current, quarantine_rows(empty, QUERY_ALIASES, row))
+        current.count(empty_queries=count)
+    empty.unpersist()
+
+
+def _check_judgments(current: Run, judged: DataFrame, max_share: float) -> None:
+    """Set aside the judgments that cannot be used. Raises ContractError when they are too many; no query is published
+    then."""
     counts = judged.agg(F.count("*").alias("read"), F.count("reason").alias("unusable")).collect()[0]
     current.count(judgments=int(counts["read"]), unusable_judgments=int(counts["unusable"]))
     if counts["unusable"]:
         row = F.to_json(F.struct("judgment_set", "source", "source_query_id", "item_id", "grade"))
-        quarantine(current, quarantine_rows(unusable, JUDGMENT_ALIASES, row))
+        quarantine(current, quarantine_rows(judged.where(F.col("reason").isNotNull()), JUDGMENT_ALIASES, row))
     if counts["unusable"] > max_share * counts["read"]:
         raise ContractError(
             f"judgments: expected at most {max_share:.2%} to be unusable, found {counts['unusable']:,} of "
             f"{counts['read']:,}; they are in the table quarantine under judgment_aliases; mend the source or raise "
             "build_texts.max_quarantined_share"
         )
+
+
+def _publish_judgments(current: Run, judged: DataFrame) -> None:
+    """Publish the judgments that can be used; a query and item with a conflict keep the grade they had."""
     key = ["judgment_set", "query_id", "item_id"]
     # Aliases of one query that were judged alike for an item: one grade.
     rows = judged.where(F.col("reason").isNull()).groupBy(*key).agg(F.max("grade").alias("grade"))
-    in_conflict = unusable.where("reason = 'conflict'").select(*key).distinct()
+    in_conflict = judged.where("reason = 'conflict'").select(*key).distinct()
     _publish(current, JUDGMENTS, rows, keep=in_conflict)

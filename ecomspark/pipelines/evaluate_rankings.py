@@ -156,9 +156,9 @@ def _cosines(current: Run, config: Config, judged: DataFrame, queries: DataFrame
 
 
 def _published(current: Run, config: Config, judged: DataFrame) -> pd.DataFrame:
-    """The first k places of the published variant for the judged queries, with the grade where there is one."""
+    """The published variant's ranking of the judged queries, with the grade where there is one."""
     asked = judged.select("query_id").distinct()
-    ranked = current.read(RANKINGS).where((F.col("variant") == config.published_variant) & (F.col("rank") <= config.k))
+    ranked = current.read(RANKINGS).where(F.col("variant") == config.published_variant)
     shown = ranked.join(asked, on="query_id", how="left_semi").select("query_id", "item_id", "rank")
     graded = shown.join(judged, on=["query_id", "item_id"], how="left")
     frame = graded.select(F.hex("query_id").alias("query_id"), "rank", "grade").toPandas()

@@ -5,7 +5,7 @@ from datetime import date
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -24,6 +24,8 @@ from ecomspark.training import train
 JOB = "finetune_cross_encoder"
 
 READS = (JUDGMENTS, QUERIES, ITEMS, SPLITS)
+
+_SPECIAL_TOKENS = 4  # of a pair, at most: RoBERTa's
 
 log = logging.getLogger("ecomspark")
 
@@ -64,6 +66,12 @@ class Config(Settings):
         if value.train + value.validation >= 1:
             raise ValueError("train and validation must leave queries to test on")
         return value
+
+    @model_validator(mode="after")
+    def _room_for_a_passage(self) -> "Config":
+        if self.max_tokens < self.query_max_tokens + _SPECIAL_TOKENS + 1:
+            raise ValueError(f"max_tokens {self.max_tokens} leaves no room behind {self.query_max_tokens} of a query")
+        return self
 
 
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:

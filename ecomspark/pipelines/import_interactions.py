@@ -35,7 +35,9 @@ class Config(ImportSettings):
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     digest = config.deciding_digest()
-    with open_run(warehouse, JOB, run_id, source=config.source, settings_digest=digest, as_of=as_of) as current:
+    with open_run(
+        warehouse, JOB, run_id, source=config.source, is_ordered=False, settings_digest=digest, as_of=as_of
+    ) as current:
         if not current.is_replayed:
             with current.stage("import"):
                 conformed = conformed_rows(current.sourced, config.columns, INTERACTIONS, RULES).persist()

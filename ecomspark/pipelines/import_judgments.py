@@ -27,7 +27,9 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     rules = {"grade_off_scale": f"grade NOT IN ({', '.join(map(str, sorted(config.gains)))})"}
     given = {"judgment_set": config.judgment_set, "source": config.source_name}
     of_set = F.col("judgment_set") == config.judgment_set
-    with open_run(warehouse, JOB, run_id, source=config.source, settings_digest=digest, as_of=as_of) as current:
+    with open_run(
+        warehouse, JOB, run_id, source=config.source, target=config.judgment_set, settings_digest=digest, as_of=as_of
+    ) as current:
         if not current.is_replayed:
             with current.stage("import"):
                 import_state(current, config, JUDGMENT_ALIASES, rules, given=given, scope=of_set)

@@ -32,7 +32,9 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     digest = config.deciding_digest()
     of_source = F.col("source") == config.source_name
-    with open_run(warehouse, JOB, run_id, source=config.source, settings_digest=digest, as_of=as_of) as current:
+    with open_run(
+        warehouse, JOB, run_id, source=config.source, target=config.source_name, settings_digest=digest, as_of=as_of
+    ) as current:
         if not current.is_replayed:
             with current.stage("import"):
                 import_state(

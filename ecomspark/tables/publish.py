@@ -38,11 +38,8 @@ _CHANGE = "_change"
 _COUNT = "_count"
 _CONFLICT_TRIES = 5
 _HISTORY_DEPTH = 100
+_WRITE = "spark.databricks.delta.write"
 _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
-
-
-class _NotLandedError(Exception):
-    """A commit that was made is not in the table's history."""
 
 
 @dataclass(frozen=True)
@@ -133,17 +130,13 @@ def publish(warehouse: Warehouse, change: Change, author: Author) -> Commit:
             raise NewerPublished(f"{table.name}: somebody published after version {at.version} was read; run again")
         rows = with_bucket(warehouse, table, change.rows)
         if at.version == 0:
-            # Nothing was ever published here: an append makes the same commit at a fraction of a merge's work. Appends
-            # do not conflict with each other; a transaction that the table knows already does, or is left out.
-            first = {"txnAppId": f"first commit to {table.name}", "txnVersion": "1"}
+            # Nothing was ever published here: an append makes the same commit at a fraction of a merge's work.
             after, _ = _committed(
-                warehouse, table, author, lambda: _append(warehouse, table, rows.drop(_CHANGE), first)
+                warehouse, table, author, lambda: _append(warehouse, table, rows.drop(_CHANGE), _turn(table, at))
             )
         else:
-            after, _ = _committed(warehouse, table, author, lambda: _merge(warehouse, table, rows))
+            after, _ = _committed(warehouse, table, author, lambda: _merge(warehouse, table, rows, at))
         return Commit(table, at.version, after, change.inserted, change.updated, change.deleted)
-    except (DeltaConcurrentModificationException, _NotLandedError):
-        raise NewerPublished(f"{table.name}: somebody published at the same moment; run again") from None
     finally:
         drop(change)
 
@@ -169,7 +162,7 @@ def put(warehouse: Warehouse, table: Table, values: Mapping[str, Any], author: A
         try:
             _committed(warehouse, table, author, lambda: _write(warehouse, table, row, {"replaceWhere": of_key}))
             return
-        except DeltaConcurrentModificationException:
+        except NewerPublished:
             if not left:
                 raise
 
@@ -193,10 +186,11 @@ def append_log(warehouse: Warehouse, table: Table, rows: DataFrame, author: Auth
     rows = conform(rows, table).persist()
     try:
         _check_rows(rows, table)
-        news = rows.join(whole(warehouse, table).select(*table.key), on=list(table.key), how="left_anti")
+        there = whole(warehouse, table, at.version).select(*table.key)
+        news = rows.join(there, on=list(table.key), how="left_anti")
         if news.isEmpty():
             return Commit(table, at.version, at.version)
-        return _appended(warehouse, table, news.select(*table.column_names), author, at)
+        return _appended(warehouse, table, news.select(*table.column_names), author, at, _turn(table, at))
     finally:
         rows.unpersist()
 
@@ -208,7 +202,7 @@ def stage(warehouse: Warehouse, table: Table, rows: DataFrame, author: Author, p
     """
     staging, nonce = _staging(table), uuid.uuid4().hex
     at = create(warehouse, staging)
-    marks = {"run_id": author.run_id, "part": part, "nonce": nonce}
+    marks = {"job": author.job, "run_id": author.run_id, "part": part, "nonce": nonce}
     staged = rows.withColumns({name: F.lit(value) for name, value in marks.items()})
     _appended(warehouse, staging, conform(staged, staging), author, at)
     return nonce
@@ -223,12 +217,14 @@ def read_staged(warehouse: Warehouse, table: Table, nonces: Sequence[str]) -> Da
 def drop_staged(warehouse: Warehouse, table: Table, author: Author) -> None:
     """Delete all that a run staged for a table, when the run closes."""
     if exists(warehouse, _staging(table)):
-        delta(warehouse, _staging(table)).delete(F.col("run_id") == author.run_id)
+        is_mine = (F.col("job") == author.job) & (F.col("run_id") == author.run_id)
+        delta(warehouse, _staging(table)).delete(is_mine)
 
 
 def _staging(table: Table) -> Table:
     marks = (
-        column("run_id", "string", "the run that staged the row"),
+        column("job", "string", "the job that staged the row"),
+        column("run_id", "string", "its run"),
         column("part", "string", "the part of its work"),
         column("nonce", "string", "names one try at the part"),
     )
@@ -300,49 +296,73 @@ def _write(
         writer.save(path)
 
 
-def _appended(warehouse: Warehouse, table: Table, rows: DataFrame, author: Author, at: Snapshot) -> Commit:
+def _appended(
+    warehouse: Warehouse,
+    table: Table,
+    rows: DataFrame,
+    author: Author,
+    at: Snapshot,
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> Commit:
     rows = with_bucket(warehouse, table, rows)
-    after, written = _committed(warehouse, table, author, lambda: _append(warehouse, table, rows))
+    after, written = _committed(warehouse, table, author, lambda: _append(warehouse, table, rows, options))
     return Commit(table, at.version, after, inserted=written)
 
 
-def _merge(warehouse: Warehouse, table: Table, rows: DataFrame) -> None:
+def _turn(table: Table, at: Snapshot) -> dict[str, str]:
+    """Options that let one writer only follow a version: two that compared with the same one name the same turn, and
+    Delta leaves the later one out (found by its nonce) or ends it in a conflict, though appends do not conflict."""
+    return {"txnAppId": f"ecomspark {table.name}", "txnVersion": str(at.version + 1)}
+
+
+def _merge(warehouse: Warehouse, table: Table, rows: DataFrame, at: Snapshot) -> None:
     condition = " AND ".join(f"t.`{name}` = s.`{name}`" for name in table.key)
     if table.bucketed_by:
         # Delta skips no files by a join: the touched buckets must stand in the condition as literals.
         touched = sorted(int(row[BUCKET]) for row in rows.select(BUCKET).distinct().collect())
         condition = f"t.{BUCKET} IN ({', '.join(map(str, touched))}) AND {condition}"
     values = {f"`{name}`": f"s.`{name}`" for name in rows.columns if name != _CHANGE}
-    (
+    merge = (
         delta(warehouse, table)
         .alias("t")
         .merge(rows.alias("s"), condition)
         .whenMatchedDelete(f"s.{_CHANGE} = 'delete'")
         .whenMatchedUpdate(set=dict(values))
         .whenNotMatchedInsert(f"s.{_CHANGE} <> 'delete'", values=dict(values))
-        .execute()
     )
+    with _session(warehouse, {f"{_WRITE}.{name}": value for name, value in _turn(table, at).items()}):
+        merge.execute()
 
 
 def _committed(warehouse: Warehouse, table: Table, author: Author, write: Callable[[], None]) -> tuple[int, int]:
-    """The version that `write` made, proven by a nonce in the history, and the rows that it wrote."""
+    """The version that `write` made, proven by a nonce in the history, and the rows that it wrote.
+
+    Raises NewerPublished when it made none, because somebody else published at the same moment.
+    """
     nonce = uuid.uuid4().hex
-    with _user_metadata(warehouse, json.dumps({"job": author.job, "run_id": author.run_id, "nonce": nonce})):
-        write()
+    metadata = json.dumps({"job": author.job, "run_id": author.run_id, "nonce": nonce})
+    newer = NewerPublished(f"{table.name}: somebody published at the same moment; run again")
+    try:
+        with _session(warehouse, {_USER_METADATA: metadata}):
+            write()
+    except DeltaConcurrentModificationException:
+        raise newer from None
     for depth in (1, _HISTORY_DEPTH):  # mine is the last one, unless somebody came after me at once
         history = delta(warehouse, table).history(depth).select("version", "operationMetrics", "userMetadata").collect()
         for row in history:
             if nonce in (row["userMetadata"] or ""):
                 return int(row["version"]), int(row["operationMetrics"].get("numOutputRows", 0))
-    raise _NotLandedError(f"{table.name}: the commit is not in the last {_HISTORY_DEPTH} versions of the history")
+    raise newer
 
 
 @contextmanager
-def _user_metadata(warehouse: Warehouse, metadata: str) -> Iterator[None]:
-    # MERGE has no option for it, only this session setting.
+def _session(warehouse: Warehouse, settings: Mapping[str, str]) -> Iterator[None]:
+    """Settings of the session for one write: MERGE has no options, neither for metadata nor for transactions."""
     conf = warehouse.spark.conf
-    conf.set(_USER_METADATA, metadata)
+    for name, value in settings.items():
+        conf.set(name, value)
     try:
         yield
     finally:
-        conf.unset(_USER_METADATA)
+        for name in settings:
+            conf.unset(name)

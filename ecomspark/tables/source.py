@@ -81,7 +81,14 @@ def _parquet(spark: SparkSession, path: str) -> DataFrame:
 
 def _csv(spark: SparkSession, path: str) -> DataFrame:
     reader = spark.read.option("header", "true").option("escape", '"').option("multiLine", "true")
-    names = reader.csv(path).columns
+    headers = {tuple(reader.csv(file).columns) for file in spark.read.text(path).inputFiles()}
+    if len(headers) != 1 or not all(headers):
+        # Spark takes the names from one file and reads the others by position.
+        raise ContractError(
+            f"source {path}: expected files with one and the same header line, found {len(headers)} different ones "
+            "or an empty file; see source.path"
+        )
+    names = [*headers.pop()]
     schema = ", ".join(f"`{name.replace('`', '``')}` string" for name in [*names, MALFORMED])
     rows = reader.schema(schema).option("columnNameOfCorruptRecord", MALFORMED).csv(path)
     return rows.withColumnRenamed(names[0], names[0].removeprefix(_BYTE_ORDER_MARK))

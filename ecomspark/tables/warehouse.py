@@ -37,7 +37,7 @@ class Warehouse:
     def name(self, table: Table) -> str:
         """The table in a statement: quoted parts of a catalog's name, or delta.`path`."""
         if found := _CATALOG.fullmatch(self.location):
-            return ".".join(quoted(part) for part in [*found["name"].split("."), *table.name.split("/")])
+            return ".".join(quoted(part) for part in [*found["name"].split("."), table.name.replace("/", "_")])
         return f"delta.{quoted(self.path(table) or '')}"
 
     def path(self, table: Table) -> str | None:

@@ -153,6 +153,25 @@ def test_constants_defaults_casts_words_and_times(spark: Any) -> None:
     assert rows["3"]["_reasons"] == ["kind_unusable"]
 
 
+def test_times_without_a_date_and_beyond_all_years_cannot_be_used(spark: Any) -> None:
+    found = reasons(conformed(spark, {"id": "clock", "listed": "09:30"}, {"id": "day", "listed": "2011-02-28"}))
+    assert found == {"clock": ["listed_at_unusable"], "day": []}
+    source = spark.createDataFrame([("big", "9" * 18), ("fine", "1511658000")], "id string, listed string")
+    columns = {**COLUMNS, "listed_at": ColumnMap(**{"from": "listed", "format": "epoch_seconds"})}
+    kept = {name: columns[name] for name in ("item_id", "locale", "listed_at")} | {"title": COLUMNS["item_id"]}
+    found = reasons(conform(source, kept, ITEMS, {}))
+    assert found == {"big": ["listed_at_unusable"], "fine": []}
+
+
+def test_attributes_are_made_valid_like_any_text(spark: Any) -> None:
+    source = spark.sql(
+        "SELECT 'a' AS id, map('col\u0007our', CAST(unhex('726564ff') AS STRING), 'colour', 'second') AS attributes"
+    )
+    columns = {"item_id": COLUMNS["item_id"], "title": COLUMNS["item_id"], "locale": COLUMNS["locale"],
+               "attributes": ColumnMap(**{"from": "attributes"})}  # fmt: skip
+    assert conform(source, columns, ITEMS, {}).collect()[0]["attributes"] == {"colour": "red\ufffd"}
+
+
 def test_all_differences_of_a_source_are_named_at_once(spark: Any) -> None:
     source = spark.createDataFrame([([1], "x")], "price array<int>, title string")
     columns = {

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from pyspark.sql import functions as F
 from shop import ITEMS, Shop
 
+from ecomspark.errors import ContractError
 from ecomspark.schemas import CANDIDATES, COLLECTION_STATISTICS, JUDGMENTS, RANKINGS
 
 
@@ -74,3 +76,14 @@ def test_what_assessors_know_lifts_no_item_of_the_published_ranking(ranked_shop:
     unjudged.run("score_candidates", "unjudged")
     unjudged.run("rank_candidates", "unjudged", variants={"main": {}})
     assert published(unjudged) == published(ranked_shop)
+
+
+def test_missing_terms_stop_the_run_instead_of_emptying_the_candidates(copied: Shop) -> None:
+    before = copied.rows(CANDIDATES).count()
+    copied.write_items([("i01", "Purple Jug", *ITEMS[0][2:]), *ITEMS[1:]])
+    copied.run("import_items", "edit")
+    with pytest.raises(ContractError, match=r"found 1 texts without; run build_texts first"):
+        copied.run("build_candidates", "too-soon")
+    with pytest.raises(ContractError, match="run build_texts first"):
+        copied.run("build_candidates", "other-language", languages={"uk": "german"})
+    assert copied.rows(CANDIDATES).count() == before

@@ -1,6 +1,7 @@
 """Imports end to end: what is published, what is set aside, and what stops before anything is published."""
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from conftest import ROOT
 from shop import GRADES, ITEMS, Shop
 
 from ecomspark import schemas, tables
-from ecomspark.errors import ConfigError, ContractError
+from ecomspark.errors import ConfigError, ContractError, NewerPublished
 from ecomspark.schemas import INTERACTIONS, JUDGMENT_ALIASES, QUARANTINE, QUERY_ALIASES, RUNS
 
 Make = Callable[[], Shop]
@@ -158,6 +159,40 @@ def test_csv_with_quotes_line_breaks_a_byte_order_mark_and_a_broken_line(empty_s
     assert summary.rows["quarantined_malformed"] == 1
     titles = {row["item_id"]: row["title"] for row in shop.rows(schemas.ITEMS).collect()}
     assert titles == {"a": 'mug, "red"\nlarge', "c": "plate"}
+
+
+def test_files_of_one_folder_must_have_one_header(empty_shop: Make) -> None:  # R12
+    shop = empty_shop()
+    folder = shop.folder / "parts"
+    folder.mkdir()
+    header = "sku,name,price,sold,listed"
+    (folder / "1.csv").write_text(f"{header}\ni01,Mug,1,1,\n")
+    (folder / "2.csv").write_text(f"{header}\ni02,Cup,1,1,\n")
+    source = {"format": "csv", "path": str(folder)}
+    assert shop.run("import_items", "1", source=source).rows["inserted"] == 2
+    (folder / "2.csv").write_text("name,sku,price,sold,listed\nCup,i02,1,1,\n")
+    with pytest.raises(ContractError, match="one and the same header line, found 2 different ones"):
+        shop.run("import_items", "2", source=source)
+    (folder / "1.csv").write_text("")
+    with pytest.raises(ContractError, match="or an empty file"):
+        shop.run("import_items", "3", source=source)
+    assert item_ids(shop) == {"i01", "i02"}
+
+
+def test_an_older_file_of_another_part_or_of_a_log_is_taken(empty_shop: Make) -> None:
+    shop = empty_shop()
+    shop.run("import_queries", "1", as_of=date(2011, 12, 1))
+    shop.run("import_queries", "2", as_of=date(2011, 11, 1), source_name="archive")
+    with pytest.raises(NewerPublished):
+        shop.run("import_queries", "3", as_of=date(2011, 11, 1))
+    shop.write("log", "id,sku", [("1", "i01")])
+    log = {
+        "source": {"format": "csv", "path": str(shop.folder / "log.csv")},
+        "columns": {"interaction_id": "id", "item_id": "sku", "kind": {"constant": "click"},
+                    "occurred_at": {"constant": "2011-10-01 09:00:00"}},
+    }  # fmt: skip
+    shop.run("import_interactions", "1", as_of=date(2011, 12, 1), **log)
+    shop.run("import_interactions", "2", as_of=date(2011, 11, 1), **log)
 
 
 def test_a_source_that_is_not_there_is_said_without_a_trace(empty_shop: Make) -> None:

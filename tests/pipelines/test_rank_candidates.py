@@ -144,8 +144,16 @@ def test_a_run_that_died_goes_on_with_what_it_had_pinned(copied: Shop) -> None:
     died = {**row, "run_id": "died", "status": "open", "ended_at": None, "published": {}}
     died["inputs"] = {name: (at["table_id"], at["version"]) for name, at in row["inputs"].items()}
     tables.put(copied.warehouse, RUNS, died, Author("rank_candidates", "died"))
+    with pytest.raises(ConfigError, match="was cut off as of 2011-11-01, asked for now as of 2011-12-01"):
+        copied.run("rank_candidates", "died", as_of=date(2011, 12, 1))
+    with pytest.raises(ConfigError, match="was cut off with settings"):
+        copied.run("rank_candidates", "died", min_scored_share=0.5)
     copied.write_items([("i01", "Red Ceramic Mug", "99.00", "100", "2011-10-20"), *ITEMS[1:]])
     copied.run("import_items", "price")
     resumed = copied.run("rank_candidates", "died")
     assert resumed.status == "nothing_to_do", "it saw the price as it was when it was opened"
     assert copied.run("rank_candidates", "fresh").rows["changed"] > 0
+    stale = {**died, "run_id": "stale"}
+    tables.put(copied.warehouse, RUNS, stale, Author("rank_candidates", "stale"))
+    with pytest.raises(NewerPublished, match="was cut off, and a later run has ended since; nothing was done"):
+        copied.run("rank_candidates", "stale")
