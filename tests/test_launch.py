@@ -198,8 +198,10 @@ def test_sigterm_ends_a_run_within_30_seconds_and_leaves_no_half(empty_shop: Cal
         if "started in" in line:
             break
     deadline = time.monotonic() + 60
-    while not tables.exists(shop.warehouse, RUNS) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    opened = shop.folder / "warehouse" / "runs" / "_delta_log" / f"{1:020}.json"
+    while not opened.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert opened.exists(), "the run was opened"
     sent = time.monotonic()
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=60)
