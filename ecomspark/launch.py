@@ -1,7 +1,8 @@
 """Start a job: parse, read settings, start Spark, run, print the run's summary; every end has its exit status.
 
 The last line on stdout is the summary, one JSON object. All else goes to stderr: short sentences, or with
-`--log-format json` one object a line. What Spark itself says goes to a file that a line names.
+`--log-format json` one object a line. What Spark itself says goes to a file that a line names. Under spark-submit,
+Spark hands both streams of a Python program on as its own stdout: the summary is its last line all the same.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,8 @@ from ecomspark.errors import PUBLISHED, TERMINATED, UNEXPECTED, ConfigError, Eco
 from ecomspark.runs import Summary
 
 log = logging.getLogger("ecomspark")
+
+_INTERRUPTED = 130
 
 
 class Pipeline(Protocol):
@@ -102,24 +105,39 @@ class Ending:
 def ending_well() -> Iterator[Ending]:
     """Turn whatever ends the block into an exit status and a sentence on stderr. SIGTERM ends it with 143."""
     ending = Ending()
-    previous = signal.signal(signal.SIGTERM, _terminate)
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        ending.status = TERMINATED
+        raise SystemExit(TERMINATED)
+
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield ending
-    except EcomsparkError as error:
-        ending.status, ending.error = error.status, type(error).__name__
-        log.error("%s: %s", type(error).__name__, error)
-    except (SystemExit, KeyboardInterrupt) as end:
-        code = end.code if isinstance(end, SystemExit) else 130
-        ending.status, ending.error = code if isinstance(code, int) else UNEXPECTED, type(end).__name__
-        log.error("ended by a signal; nothing half-made was published")
-    except Exception as error:
-        # A message of Spark's or of a library's may hold a row's text: its class and the way to it must do.
-        ending.status, ending.error = UNEXPECTED, type(error).__name__
-        condition = error.getCondition() if isinstance(error, PySparkException) else None
-        said = f" ({condition})" if condition else ""
-        log.error("unexpected %s%s, by way of %s", type(error).__name__, said, way(error))
+    except BaseException as error:
+        # A signal cuts an answer of the JVM's short: what was cleaned up on the way may have met errors of its own.
+        is_signal = ending.status == TERMINATED or isinstance(error, KeyboardInterrupt)
+        ending.error = "SystemExit" if is_signal else type(error).__name__
+        ending.status = _status(error) if ending.status == PUBLISHED else ending.status
+        log.error("%s", "ended by a signal; nothing half-made was published" if is_signal else _sentence(error))
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, EcomsparkError):
+        return error.status
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else UNEXPECTED
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, EcomsparkError):
+        return f"{type(error).__name__}: {error}"
+    # A message of Spark's or of a library's may hold a row's text: its class and the way to it must do.
+    condition = error.getCondition() if isinstance(error, PySparkException) else None
+    said = f" ({condition})" if condition else ""
+    return f"unexpected {type(error).__name__}{said}, by way of {way(error)}"
 
 
 @contextmanager
@@ -151,7 +169,9 @@ def spark_session(name: str, settings: Settings) -> Iterator[SparkSession]:
         _check(spark)
         yield spark
     finally:
-        spark.stop()
+        # After a signal the way to the JVM may be broken; it ends by itself when this process does.
+        with suppress(Exception):
+            spark.stop()
 
 
 def log_to_stderr(form: str) -> None:
@@ -213,10 +233,6 @@ def _setting_of(spark: SparkSession, key: str) -> str:
         return str(spark.conf.get(key))
     except PySparkException:
         return "nothing"
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(TERMINATED)
 
 
 def _day(text: str) -> date:

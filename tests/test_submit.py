@@ -43,7 +43,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def submit(
     shop: Shop, package: Path, job: str, run_id: str, master: str, *more: str, **changes: Any
 ) -> tuple[Any, str]:
-    """The summary that a job printed under spark-submit, and its stderr. Fails unless the status is as in `changes`."""
+    """The summary that a job printed under spark-submit, and what it said before: Spark hands both streams of a Python
+    program on as its stdout. Fails unless the status is as in `changes`."""
     status = changes.pop("status", 0)
     hidden = shop.folder / "hidden"
     hidden.mkdir(exist_ok=True)
@@ -61,8 +62,9 @@ def submit(
                    "SPARK_WORKER_DIR": str(shop.folder / "executors")}  # fmt: skip
     environment.pop("PYSPARK_SUBMIT_ARGS", None)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=shop.folder, timeout=300)
-    assert done.returncode == status, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1]), done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
+    *said, summary = done.stdout.strip().splitlines()
+    return json.loads(summary), "\n".join(said)
 
 
 def test_a_job_runs_on_local_2_and_reports_to_its_scheduler(empty_shop: Any, package: Path) -> None:
