@@ -93,7 +93,7 @@ class Shop:
             "import_checkpoint": {"source": str(self.folder / "encoder"), "name": "base", "max_tokens": 32},
             "finetune_cross_encoder": {
                 "base": "base", "name": "relevance-1", "judgment_set": "ours", "max_tokens": 32, "query_max_tokens": 8,
-                "epochs": 2, "batch_size": 1, "shares": {"train": 0.4, "validation": 0.3}, "seed": 5,
+                "epochs": 2, "batch_size": 4, "shares": {"train": 0.4, "validation": 0.3}, "seed": 5,
             },
             "build_candidates": {"count": 5, "margin": 1},
             "score_candidates": {"checkpoint": "relevance-1"},
