@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
 _LEAST_STEP = 1e-6
+_LOGIT_DECIMALS = 6
 
 
 def calibrate(logits: Sequence[float], gains: Sequence[float]) -> list[tuple[float, float]]:
@@ -15,7 +16,8 @@ def calibrate(logits: Sequence[float], gains: Sequence[float]) -> list[tuple[flo
     A point is the block's mean logit and mean gain, gains made strictly rising within (0, 1), at least two points;
     `metrics.expected_gain` reads between them. Raises ValueError when fewer than two distinct logits are given.
     """
-    x, y = np.array(logits, dtype=float), np.array(gains, dtype=float)
+    # Logits that differ by less than a single-precision model can mean are one: slopes between them would overflow.
+    x, y = np.round(np.array(logits, dtype=float), _LOGIT_DECIMALS), np.array(gains, dtype=float)
     if len(np.unique(x)) < 2:
         raise ValueError("calibration needs at least two distinct logits")
     fitted: NDArray[np.float64] = IsotonicRegression(y_min=0.0, y_max=1.0).fit_transform(x, y)
