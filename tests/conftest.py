@@ -13,7 +13,6 @@ import pytest
 pytest_plugins = ["shop"]
 
 ROOT = Path(__file__).parent.parent
-SHARED_DATA = ROOT.parent / "shared" / "data"
 
 # Workers find the fakes that tests define; no library may ask a network for a model.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])

@@ -40,9 +40,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel.rename(wheel.with_name(f"ecomspark-{wheel.name.split('-')[1]}.zip"))
 
 
-def submit(
-    shop: Shop, package: Path, job: str, run_id: str, master: str, *more: str, **changes: Any
-) -> tuple[Any, str]:
+def submit(shop: Shop, package: Path, job: str, run_id: str, master: str, **changes: Any) -> tuple[Any, str]:
     """The summary that a job printed under spark-submit, and what it said before: Spark hands both streams of a Python
     program on as its stdout."""
     hidden = shop.folder / "hidden"

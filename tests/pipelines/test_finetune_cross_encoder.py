@@ -59,12 +59,16 @@ def test_the_same_training_is_done_once_and_another_takes_another_name(copied: S
 
 
 def test_the_same_seed_trains_the_same_weights(copied: Shop) -> None:
-    summary = copied.run("finetune_cross_encoder", "twin", name="relevance-twin")
-    assert summary.status == "published", "a checkpoint is something new, though no table changed"
-    first, twin = (open_checkpoint(copied.models, name).card for name in ("relevance-1", "relevance-twin"))
-    assert twin.files["model.safetensors"] == first.files["model.safetensors"]
-    assert twin.calibration == first.calibration
-    assert twin.metrics == first.metrics
+    """With a pair a step: the shop's one step an epoch starts at the rate 0, and would train nothing in the first."""
+    for name in ("twin-1", "twin-2"):
+        summary = copied.run("finetune_cross_encoder", name, name=name, batch_size=1)
+        assert summary.status == "published", "a checkpoint is something new, though no table changed"
+    first, second = (open_checkpoint(copied.models, name).card for name in ("twin-1", "twin-2"))
+    assert first.files["model.safetensors"] == second.files["model.safetensors"]
+    assert first.calibration == second.calibration
+    assert first.metrics == second.metrics
+    untrained = open_checkpoint(copied.models, "relevance-1").card
+    assert first.files["model.safetensors"] != untrained.files["model.safetensors"]
 
 
 def test_training_that_breaks_keeps_nothing_and_says_no_text(copied: Shop, monkeypatch: Any) -> None:
