@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 MEMORY_GIB ?= 6
 DISK_GIB ?= 12
+OUT ?= bench.json
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test bench check format lock wheel clean
+.PHONY: help env demo test bench recall check format lock wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -39,7 +40,10 @@ demo: $(VENV)/ready ## import, fine-tune, score, rank and judge the sample shop,
 test: $(VENV)/ready ## every test (no network, no data but the project's own needed)
 	@$(BIN)/python -m pytest -q
 
-bench: $(VENV)/ready ## measure: what stems and the bound on proposing terms do to recall (uses ../shared/data)
+bench: $(VENV)/ready ## measure the scoring engine beside its peers, half an hour: make bench OUT=bench.json
+	@$(BIN)/python tests/benchmarks/engine.py --out $(OUT) $(ARGS)
+
+recall: $(VENV)/ready ## measure what stems and the bound on proposing terms do to recall (uses ../shared/data)
 	@$(BIN)/python tests/benchmarks/bm25_recall.py
 
 check: $(VENV)/ready ## ruff, mypy, the layers, and the lock against pyproject.toml

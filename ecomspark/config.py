@@ -75,6 +75,9 @@ class Settings(Section):
     spark_properties: Path | None = setting(
         None, "Spark's own settings when `ecomspark run` starts Spark; spark-submit brings its own", decides=False
     )
+    data_types: dict[Name, Literal["fp32", "bf16", "fp16", "int8"]] = setting(
+        {}, "what a checkpoint computes in, by its name, where not what its card says; another scorer of its weights"
+    )
     recipe: TextRecipe = setting(TextRecipe(), "how the texts that models read are made")
     languages: dict[str, str | None] = setting(
         {"uk": "english", "us": "english", "es": "spanish", "jp": None, "cn": None},

@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from ecomspark import tables
 from ecomspark.config import is_name
 from ecomspark.errors import ConfigError, ContractError, NewerPublished
+from ecomspark.models.costs import Costs
 from ecomspark.schemas import RUNS, Table
 from ecomspark.tables import Author, Commit, Snapshot, Source, Sourced, Warehouse, read_source
 
@@ -79,6 +80,41 @@ class Run:
         """Add to the run's counts, by what was counted."""
         for name, number in rows.items():
             self.rows[name] = self.rows.get(name, 0) + number
+
+    def spent(self, stage: str, costs: Costs, seconds: float) -> None:
+        """Keep and say what a model cost: `costs` over all workers, in a stage that took so many seconds."""
+        pace = costs.rows / seconds
+        self.count(
+            model_loads=costs.loads,
+            padding_tokens=costs.padding,
+            tokens_per_second=round(costs.tokens / seconds),
+            peak_memory_mib=costs.peak_memory // 2**20,
+            seconds_a_million=round(1e6 / pace) if pace else 0,
+        )
+        for part in ("reading", "tokenising", "waiting", "forward", "loading"):
+            name = f"{stage}.{part}"
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + getattr(costs, part), 3)
+        log.info(
+            "%s: %s: %s rows, %s tokens and %.1f %% padding, %s tokens a second; worker seconds: %.1f tokenising, "
+            "%.1f waiting, %.1f forward, %.1f in %d model loads; %d MiB at most; a million rows would take %s",
+            self.author.job,
+            stage,
+            f"{costs.rows:,}",
+            f"{costs.tokens:,}",
+            100 * costs.padding_share,
+            f"{costs.tokens / seconds:,.0f}",
+            costs.tokenising,
+            costs.waiting,
+            costs.forward,
+            costs.loading,
+            costs.loads,
+            costs.peak_memory // 2**20,
+            f"{1e6 / pace / 3600:,.1f} hours at this pace" if pace else "unknown time",
+        )
+        if costs.out_of_memory:
+            log.warning(
+                "%s: %s: memory ran out %d times; batches were halved", self.author.job, stage, costs.out_of_memory
+            )
 
     def made(self, checkpoint: str) -> None:
         """Keep that a checkpoint was made: something was published, though it is in no table."""

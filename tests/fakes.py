@@ -2,14 +2,16 @@
 
 import os
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ecomspark.models.costs import Costs
 from ecomspark.models.cross_encoder import Scores
+from ecomspark.models.tokens import Texts
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,29 @@ class Traced:
         return [passage for batch in _notes(self.folder, "batches") for passage in batch.split("\x1f")]
 
 
+@dataclass
+class FakeEngine:
+    """What the gate asks of an engine. `token_budget` decides how many rows a window has."""
+
+    token_budget: int = 64
+    is_asynchronous: bool = False
+    costs: Costs = field(default_factory=Costs)
+
+    def peak_memory(self) -> int:
+        return 0
+
+
 @dataclass(frozen=True)
 class TracedScorer:
     of: Traced
+    engine: FakeEngine = field(default_factory=FakeEngine)
+
+    def prepare(self, queries: Texts, passages: Texts) -> list[list[str]]:
+        return [[texts.distinct[place] for place in texts.rows] for texts in (queries, passages)]
+
+    def start(self, prepared: list[list[str]]) -> Callable[[], Scores]:
+        scores = self.score(*prepared)
+        return lambda: scores
 
     def score(self, queries: Sequence[str], passages: Sequence[str]) -> Scores:
         if self.of.trigger and self.of.trigger in passages and _first_time(self.of.folder, self.of.trigger):

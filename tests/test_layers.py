@@ -16,7 +16,7 @@ LAYERS = {
     "models": 3, "tables": 3,
     "runs": 4, "features": 4,
     "scoring": 5, "launch": 5, "importing": 5, "training": 5,
-    "demo_data": 6, "pipelines": 6,
+    "daemon": 6, "demo_data": 6, "pipelines": 6,
     "demo": 7,
     "cli": 8,
 }  # fmt: skip

@@ -1,19 +1,24 @@
 """The gate: one evaluation a row, one load a worker, bad rows told apart, faults survived (R1, R2, R7, R17)."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import tiny
-from fakes import Traced, Unloadable, logit
+from fakes import FakeEngine, Traced, Unloadable, logit
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from ecomspark import scoring, tables
 from ecomspark.models import cross_encoder, embedder
+from ecomspark.models.costs import Costs
+from ecomspark.models.engine import stream
+from ecomspark.models.tokens import Texts
 from ecomspark.scoring import CrossEncoderAt, EmbedderAt, embed_texts, score_pairs
 from ecomspark.tables import Author, Warehouse
 
@@ -64,16 +69,32 @@ def test_a_row_that_always_fails_becomes_its_error_and_the_rest_goes_on(spark: A
 
 
 class Explodes:
-    """A scorer with one fault for each batch that holds a given passage."""
+    """A scorer with one fault for each window that holds a given passage, `at` one of its two steps."""
 
-    def __init__(self, error: Exception | float) -> None:
-        self.error = error
+    def __init__(self, error: Exception | float, at: str = "start") -> None:
+        self.error, self.at, self.engine = error, at, FakeEngine()
 
-    def score(self, queries: list[str], passages: list[str]) -> cross_encoder.Scores:
-        if "bad" in passages and isinstance(self.error, Exception):
+    def prepare(self, queries: Texts, passages: Texts) -> list[str]:
+        if "bad" in passages.distinct and isinstance(self.error, Exception) and self.at == "prepare":
             raise self.error
-        logits = np.array([self.error if p == "bad" else 1.0 for p in passages], dtype=np.float32)
-        return cross_encoder.Scores(logits, *[np.ones(len(logits), dtype=np.int32)] * 3)
+        return [passages.distinct[place] for place in passages.rows]
+
+    def start(self, prepared: list[str]) -> Callable[[], cross_encoder.Scores]:
+        if "bad" in prepared and isinstance(self.error, Exception):
+            raise self.error
+        logits = np.array([self.error if p == "bad" else 1.0 for p in prepared], dtype=np.float32)
+        return lambda: cross_encoder.Scores(logits, *[np.ones(len(logits), dtype=np.int32)] * 3)
+
+
+def through_the_gate(model: Any, queries: list[str | None], passages: list[str | None]) -> pd.DataFrame:
+    """What a window of rows becomes, without Spark."""
+    table = pa.table({"query_text": pa.array(queries, pa.string()), "passage_text": pa.array(passages, pa.string())})
+    found = []
+    for window, answer in stream([table], scoring._present(model), model.start, Costs()):
+        found.append(
+            pa.Table.from_arrays(scoring._columns(scoring._scored(model, window, answer)), scoring.SCORED_NAMES)
+        )
+    return pa.concat_tables(found).to_pandas()
 
 
 @pytest.mark.parametrize(
@@ -84,8 +105,9 @@ class Explodes:
         (float("inf"), "NotFinite", "lasting"),
     ],
 )  # fmt: skip
-def test_errors_are_told_apart_by_whether_they_may_pass(error: Any, name: str, kind: str) -> None:
-    frame = scoring._scored(Explodes(error), ["q"] * 5, ["a", "b", "bad", "c", "d"])
+@pytest.mark.parametrize("at", ["prepare", "start"])
+def test_errors_are_told_apart_by_whether_they_may_pass(error: Any, name: str, kind: str, at: str) -> None:
+    frame = through_the_gate(Explodes(error, at), ["q"] * 5, ["a", "b", "bad", "c", "d"])
     assert list(frame["logit"].notna()) == [True, True, False, True, True]
     assert (frame["error"][2], frame["error_kind"][2]) == (name, kind)
     assert frame["error"].isna().sum() == 4
@@ -93,9 +115,9 @@ def test_errors_are_told_apart_by_whether_they_may_pass(error: Any, name: str, k
 
 @pytest.mark.parametrize("missing", ["", None])
 def test_an_empty_text_is_an_error_of_its_own_row(missing: str | None) -> None:
-    frame = scoring._scored(Explodes(1.0), ["q", missing, "q"], ["a", "b", missing])
+    frame = through_the_gate(Explodes(1.0), ["q", missing, "q"], ["a", "b", missing])
     assert list(frame["error"].fillna("-")) == ["-", "EmptyText", "EmptyText"]
-    assert scoring._scored(Explodes(1.0), [], []).empty
+    assert list(through_the_gate(Explodes(1.0), [missing], ["a"])["error"]) == ["EmptyText"]
 
 
 def test_a_model_that_cannot_be_made_fails_the_task_not_the_rows(spark: Any) -> None:
@@ -113,7 +135,7 @@ def test_scores_do_not_depend_on_partitions_or_batches(
     spark: Any, real: Any, partitions: int, arrow_batch: int, token_budget: int
 ) -> None:
     passages = [f"red wooden {word} {'star ' * (n % 9)}" for n, word in enumerate(tiny.WORDS)]
-    alone = cross_encoder.load(real.folder, real.scorer_digest, None, 4096)
+    alone = cross_encoder.load(real.folder, real.scorer_digest, token_budget=4096)
     expected = alone.score([f"query {n % 5}" for n in range(len(passages))], passages)
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(arrow_batch))
     try:
@@ -138,7 +160,7 @@ def test_vectors_come_back_in_the_order_of_their_texts(spark: Any, tmp_path: Pat
     made = tiny.checkpoint(tmp_path, kind="encoder")
     texts = spark.createDataFrame(list(enumerate(tiny.WORDS)), "n int, text string").repartition(3)
     found = embed_texts(texts, EmbedderAt(str(made.folder), made.scorer_digest, 200), "query").orderBy("n").toPandas()
-    expected = embedder.load(made.folder, made.scorer_digest, None, 4096).embed(tiny.WORDS, "query")
+    expected = embedder.load(made.folder, made.scorer_digest, token_budget=4096).embed(tiny.WORDS, "query")
     assert np.stack(list(found["vector"])) == pytest.approx(expected, abs=1e-5)
 
 

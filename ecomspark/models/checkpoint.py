@@ -25,6 +25,13 @@ CARD = "card.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
+# A text is read up to so many characters a token of its cap: real text has 2 to 5, so a cap is reached long before, and
+# a text of ten million characters costs what its cap costs. It decides what a model reads.
+CHARACTERS_A_TOKEN = 32
+
+DataType = Literal["fp32", "bf16", "fp16", "int8"]
+VectorType = Literal["float32", "float16", "int8"]
+
 _NAME = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9_.=-]{0,127}")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".msgpack", ".h5"}
 _HEADS = ("classifier", "score", "out_proj")
@@ -43,9 +50,13 @@ class Card(BaseModel):
         default=256, description="tokens of a pair or text, specials included"
     )
     query_max_tokens: Annotated[int, Field(gt=0)] = Field(default=64, description="tokens kept of a query in a pair")
-    data_type: Literal["fp32"] = "fp32"
+    data_type: DataType = Field(default="fp32", description="what its layers compute in; int8 on CPU only")
     activation: Literal["sigmoid"] = Field(default="sigmoid", description="of a cross-encoder's logit")
     pooling: Literal["mean", "first"] = Field(default="mean", description="of an encoder's token vectors")
+    dimensions: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="of an encoder trained for it (Matryoshka), the first so many are kept; null: all"
+    )
+    vector_type: VectorType = Field(default="float32", description="of an encoder's vectors as they are stored")
     query_prefix: str = Field(default="", description="put before a query that is embedded")
     passage_prefix: str = Field(default="", description="put before a passage that is embedded")
     data: dict[str, dict[str, Any]] = Field(default={}, description="tables that it was trained on: id and version")
@@ -63,13 +74,15 @@ class Card(BaseModel):
             "files": self.files,
             "recipe": self.recipe.digest.hex(),
             "max_tokens": self.max_tokens,
+            "characters_a_token": CHARACTERS_A_TOKEN,
             "data_type": self.data_type,
         }
         if self.kind == "cross_encoder":
             deciding |= {"query_max_tokens": self.query_max_tokens, "activation": self.activation}
         else:
             prefixes = [self.query_prefix, self.passage_prefix]
-            deciding |= {"pooling": self.pooling, "prefixes": prefixes}
+            deciding |= {"pooling": self.pooling, "prefixes": prefixes, "dimensions": self.dimensions}
+            deciding |= {"vector_type": self.vector_type}
         return settings_digest(deciding)
 
     @property
@@ -94,12 +107,17 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    models_folder: Path, name: str, kind: str | None = None, scorer_digest: bytes | None = None
+    models_folder: Path,
+    name: str,
+    kind: str | None = None,
+    scorer_digest: bytes | None = None,
+    data_type: DataType | None = None,
 ) -> Checkpoint:
     """Verify every file of a checkpoint against its card. Raises CheckpointError naming every fault.
 
     `name` is a folder in `models_folder`: no path, no hub name, no address. `scorer_digest`: what the driver found,
-    when another host opens its copy.
+    when another host opens its copy. `data_type`: what it shall compute in, where not what its card says; that makes
+    another scorer of the same weights.
     """
     folder = models_folder / name
     if not _NAME.fullmatch(name) or ".." in name:
@@ -112,6 +130,8 @@ def open_checkpoint(
             f"{name}: no such checkpoint in {models_folder} (there: {there}); train or import one first"
         )
     card = _card(folder)
+    if data_type is not None:
+        card = card.model_copy(update={"data_type": data_type})
     faults = [*_forbidden(folder), *_altered(folder, card)]
     if not faults:  # a file that is not the card's is not even parsed
         faults += _inconsistent(folder, card)
@@ -244,6 +264,8 @@ def _inconsistent(folder: Path, card: Card) -> list[str]:
         faults.append(
             f"tokenizer.json: its largest id is {largest}, the model knows {config.get('vocab_size', 0)} tokens"
         )
+    if card.dimensions is not None and card.dimensions > config.get("hidden_size", 0):
+        faults.append(f"{CARD}: {card.dimensions} dimensions of vectors that have {config.get('hidden_size', 0)}")
     if card.kind == "cross_encoder":
         outputs = len(config.get("id2label", {0: ""})) if "num_labels" not in config else config["num_labels"]
         heads = [shape for name, shape in shapes.items() if name.endswith("weight") and any(h in name for h in _HEADS)]

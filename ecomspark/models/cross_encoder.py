@@ -1,18 +1,19 @@
 """A cross-encoder: query and passage read together, one logit. Loaded once per process; takes lists, gives arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from ecomspark.errors import CheckpointError
-from ecomspark.models.checkpoint import Card, open_checkpoint
-from ecomspark.models.device import device
-from ecomspark.models.pairs import PairTokenizer, batches
+from ecomspark.models.checkpoint import Card, DataType, open_checkpoint
+from ecomspark.models.encoder import Encoder, Head
+from ecomspark.models.engine import Cut, Engine
+from ecomspark.models.loading import device_of, engine_for, load_tokenizer, load_weights
+from ecomspark.models.tokens import SequenceTokenizer, Texts
 
 
 @dataclass(frozen=True)
@@ -33,48 +34,48 @@ class Scores:
 class CrossEncoder:
     """A model on a device, with its tokenizer. Make one with `load`."""
 
-    def __init__(
-        self, model: torch.nn.Module, tokenizer: PairTokenizer, device: torch.device, token_budget: int
-    ) -> None:
-        self._model = model.to(device).eval()
+    def __init__(self, engine: Engine, tokenizer: SequenceTokenizer) -> None:
+        self.engine = engine
         self._tokenizer = tokenizer
-        self._device = device
-        self._token_budget = token_budget
 
     def score(self, queries: Sequence[str], passages: Sequence[str]) -> Scores:
-        """fp32 logits of the pairs, in the order given. Batches hold rows of like length up to the token budget."""
-        pairs = self._tokenizer(queries, passages)
-        logits = np.empty(len(pairs.ids), dtype=np.float32)
-        with torch.inference_mode():
-            for chosen in batches(pairs.token_counts, self._token_budget):
-                inputs = {
-                    name: tensor.to(self._device) for name, tensor in self._tokenizer.padded(pairs, chosen).items()
-                }
-                logits[chosen] = self._model(**inputs).logits[:, 0].float().cpu().numpy()
-        return Scores(logits, pairs.token_counts, pairs.cut_query_tokens, pairs.cut_passage_tokens)
+        """fp32 logits of the pairs, in the order given. Raises ValueError on unequal lengths."""
+        return self.start(self.prepare(Texts.of(queries), Texts.of(passages)))()
+
+    def prepare(self, queries: Texts, passages: Texts) -> Cut:
+        """Token ids in batches on the device. May run in another thread, while the model is at the window before."""
+        return self.engine.cut(self._tokenizer.pairs(queries, passages))
+
+    def start(self, prepared: Cut) -> Callable[[], Scores]:
+        """Start what was prepared; what comes back fetches the scores."""
+        pairs, logits = prepared.sequences, self.engine.start(prepared)
+        return lambda: Scores(logits(), pairs.token_counts, pairs.cut_query_tokens, pairs.cut_passage_tokens)
 
 
-def load(folder: Path, scorer_digest: bytes, gpu: str | None, token_budget: int) -> CrossEncoder:
+def load(
+    folder: Path,
+    scorer_digest: bytes,
+    gpu: str | None = None,
+    token_budget: int | None = None,
+    data_type: DataType | None = None,
+) -> CrossEncoder:
     """Verify a checkpoint against its card and the digest asked for, and load it on the GPU of that address.
 
+    `token_budget` None: what this host remembers for it, found by trying the first time. `data_type` None: the card's.
     Raises CheckpointError when files, digest or head are not what they should be.
     """
-    checkpoint = open_checkpoint(folder.parent, folder.name, "cross_encoder", scorer_digest)
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        str(folder),
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        dtype=torch.float32,
-    )
-    if loading["missing_keys"] or loading["mismatched_keys"]:
-        missing = ", ".join(sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))[:5])
-        raise CheckpointError(f"{folder.name}: newly initialised instead of loaded: {missing}")
-    return CrossEncoder(model, pair_tokenizer(folder, checkpoint.card), device(gpu), token_budget)
+    checkpoint = open_checkpoint(folder.parent, folder.name, "cross_encoder", scorer_digest, data_type)
+    device = device_of(gpu)
+    head = Head(load_weights(AutoModelForSequenceClassification, checkpoint, device)).to(device)
+    tokenizer = pair_tokenizer(folder, checkpoint.card)
+    encoder = Encoder(head.encoder, head.pooling, tokenizer.padding_id, device, checkpoint.card.data_type)
+
+    def logits(vectors: torch.Tensor) -> torch.Tensor:
+        return head(vectors)[:, 0]  # type: ignore[no-any-return]
+
+    return CrossEncoder(engine_for(checkpoint, encoder, logits, token_budget), tokenizer)
 
 
-def pair_tokenizer(folder: Path, card: Card) -> PairTokenizer:
+def pair_tokenizer(folder: Path, card: Card) -> SequenceTokenizer:
     """The tokenizer of a checkpoint with its card's caps."""
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    return PairTokenizer(tokenizer, card.query_max_tokens, card.max_tokens)
+    return SequenceTokenizer(load_tokenizer(folder), card.max_tokens, card.query_max_tokens)

@@ -1,69 +1,73 @@
-"""An encoder that gives each text a unit vector: token vectors pooled, then divided by their length."""
+"""An encoder that gives each text a vector: token vectors pooled, cut to size, divided by their length."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModel
 
-from ecomspark.errors import CheckpointError
-from ecomspark.models.checkpoint import Card, open_checkpoint
-from ecomspark.models.device import device
-from ecomspark.models.pairs import batches
+from ecomspark.models.checkpoint import Card, DataType, VectorType, open_checkpoint
+from ecomspark.models.encoder import Encoder
+from ecomspark.models.engine import Cut, Engine
+from ecomspark.models.loading import device_of, engine_for, load_tokenizer, load_weights
+from ecomspark.models.tokens import SequenceTokenizer, Texts
+
+Role = Literal["query", "passage"]
 
 
 class Embedder:
     """A model on a device, with its tokenizer. Make one with `load`."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        width: int,
-        tokenizer: PreTrainedTokenizerBase,
-        card: Card,
-        device: torch.device,
-        token_budget: int,
-    ) -> None:
-        self._model = model.to(device).eval()
-        self._width = width
+    def __init__(self, engine: Engine, tokenizer: SequenceTokenizer, card: Card) -> None:
+        self.engine = engine
         self._tokenizer = tokenizer
-        self._card = card
-        self._device = device
-        self._token_budget = token_budget
+        self._prefixes: dict[Role, str] = {"query": card.query_prefix, "passage": card.passage_prefix}
 
-    def embed(self, texts: Sequence[str], role: Literal["query", "passage"]) -> NDArray[np.float32]:
-        """Unit vectors, shape (texts, width), in the order given. The role decides the prefix."""
-        prefix = self._card.query_prefix if role == "query" else self._card.passage_prefix
-        encoded = self._tokenizer(
-            [prefix + text for text in texts], truncation=True, max_length=self._card.max_tokens, verbose=False
-        )
-        counts = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int32)
-        vectors = np.empty((len(texts), self._width), dtype=np.float32)
-        with torch.inference_mode():
-            for chosen in batches(counts, self._token_budget):
-                rows = {name: [values[i] for i in chosen] for name, values in encoded.items()}
-                inputs = self._tokenizer.pad(rows, return_tensors="pt").to(self._device)
-                tokens = self._model(**inputs).last_hidden_state.float()
-                mask = inputs["attention_mask"].unsqueeze(-1).float()
-                pooled = (tokens * mask).sum(1) / mask.sum(1) if self._card.pooling == "mean" else tokens[:, 0]
-                vectors[chosen] = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
-        return vectors
+    def embed(self, texts: Sequence[str], role: Role) -> NDArray[Any]:
+        """Vectors, shape (texts, size), in the order given, of the card's type. The role decides the prefix.
+
+        float32: unit length. float16: the same, rounded. int8: whole numbers whose largest is 127 in magnitude, so
+        only directions are kept; a cosine divides by the lengths.
+        """
+        return self.start(self.prepare(Texts.of(texts), role))()
+
+    def prepare(self, texts: Texts, role: Role) -> Cut:
+        """Token ids in batches on the device. May run in another thread, while the model is at the window before."""
+        return self.engine.cut(self._tokenizer.texts(texts, self._prefixes[role]))
+
+    def start(self, prepared: Cut) -> Callable[[], NDArray[Any]]:
+        """Start what was prepared; what comes back fetches the vectors."""
+        return self.engine.start(prepared)
 
 
-def load(folder: Path, scorer_digest: bytes, gpu: str | None, token_budget: int) -> Embedder:
-    """Verify an encoder against its card and the digest asked for, and load it. Raises CheckpointError."""
-    checkpoint = open_checkpoint(folder.parent, folder.name, "encoder", scorer_digest)
-    options = {"trust_remote_code": False, "local_files_only": True}
-    model, loading = AutoModel.from_pretrained(
-        str(folder), use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
-    )
+def load(
+    folder: Path,
+    scorer_digest: bytes,
+    gpu: str | None = None,
+    token_budget: int | None = None,
+    data_type: DataType | None = None,
+) -> Embedder:
+    """Verify an encoder against its card and the digest asked for, and load it. Raises CheckpointError.
+
+    `token_budget` None: what this host remembers for it, found by trying the first time. `data_type` None: the card's.
+    """
+    checkpoint = open_checkpoint(folder.parent, folder.name, "encoder", scorer_digest, data_type)
+    card, device = checkpoint.card, device_of(gpu)
     # The pooler is the one part that no pooling here reads, and encoders are often published without it.
-    missing = sorted(key for key in map(str, loading["missing_keys"]) if not key.startswith("pooler."))
-    if missing:
-        raise CheckpointError(f"{folder.name}: newly initialised instead of loaded: {', '.join(missing[:5])}")
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
-    width = int(model.config.hidden_size)
-    return Embedder(model, width, tokenizer, checkpoint.card, device(gpu), token_budget)
+    model = load_weights(AutoModel, checkpoint, device, may_lack="pooler.")
+    tokenizer = SequenceTokenizer(load_tokenizer(folder), card.max_tokens)
+    encoder = Encoder(model, card.pooling, tokenizer.padding_id, device, card.data_type)
+    size = card.dimensions or encoder.width
+
+    def vectors(pooled: torch.Tensor) -> torch.Tensor:
+        return _as_type(torch.nn.functional.normalize(pooled[:, :size], dim=1), card.vector_type)
+
+    return Embedder(engine_for(checkpoint, encoder, vectors, token_budget), tokenizer, card)
+
+
+def _as_type(unit: torch.Tensor, vector_type: VectorType) -> torch.Tensor:
+    if vector_type == "int8":
+        return (unit / unit.abs().amax(dim=1, keepdim=True) * 127).round().to(torch.int8)
+    return unit.half() if vector_type == "float16" else unit

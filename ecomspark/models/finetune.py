@@ -27,9 +27,9 @@ from ecomspark.metrics import ndcg
 from ecomspark.models import embedder
 from ecomspark.models.calibration import calibrate
 from ecomspark.models.checkpoint import TOKENIZER_FILES, Card, Checkpoint, open_checkpoint, seal, workroom
-from ecomspark.models.cross_encoder import CrossEncoder as Scorer
 from ecomspark.models.cross_encoder import pair_tokenizer
-from ecomspark.models.pairs import PairTokenizer
+from ecomspark.models.encoder import padded, sorted_by_length
+from ecomspark.models.tokens import SequenceTokenizer, Texts
 
 _TOKEN_BUDGET = 2048
 _NDCG_AT = 10
@@ -123,7 +123,7 @@ class _Trainer(CrossEncoderTrainer):
 class _Best(TrainerCallback):
     """Judges each epoch on the validation queries, keeps the best state in memory, stops when patience is out."""
 
-    def __init__(self, tokenizer: PairTokenizer, validation: pd.DataFrame, plan: Plan, report: Report) -> None:
+    def __init__(self, tokenizer: SequenceTokenizer, validation: pd.DataFrame, plan: Plan, report: Report) -> None:
         self._tokenizer, self._validation, self._plan, self._report = tokenizer, validation, plan, report
         self._state: dict[str, torch.Tensor] = {}
         self.ndcg, self.epoch = -1.0, 0
@@ -152,7 +152,7 @@ def _sealed(
     plan: Plan,
     base: Checkpoint,
     model: Any,
-    tokenizer: PairTokenizer,
+    tokenizer: SequenceTokenizer,
     validation: pd.DataFrame,
     before: float,
     best: _Best,
@@ -175,22 +175,37 @@ def _sealed(
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _inputs(tokenizer: PairTokenizer, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
-    made = tokenizer([query for query, _ in pairs], [passage for _, passage in pairs])
-    return tokenizer.padded(made, range(len(pairs)))
+def _inputs(tokenizer: SequenceTokenizer, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
+    made = tokenizer.pairs(Texts.of([query for query, _ in pairs]), Texts.of([passage for _, passage in pairs]))
+    inputs = padded(made, np.arange(len(pairs)), tokenizer.padding_id)
+    return {name: torch.from_numpy(values) for name, values in inputs.items()}
 
 
-def _logits(model: torch.nn.Module, tokenizer: PairTokenizer, pairs: pd.DataFrame) -> np.ndarray[Any, Any]:
+def _logits(model: torch.nn.Module, tokenizer: SequenceTokenizer, pairs: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """Logits by the model's plain forward pass: the engine would take its encoder apart while it is trained."""
     device = next(model.parameters()).device
-    scorer = Scorer(model, tokenizer, device, _TOKEN_BUDGET)
-    return scorer.score(list(pairs["query_text"]), list(pairs["passage_text"])).logits
+    made = tokenizer.pairs(Texts.of(list(pairs["query_text"])), Texts.of(list(pairs["passage_text"])))
+    logits = np.empty(len(made), dtype=np.float32)
+    model.eval()
+    with torch.inference_mode():
+        for rows in sorted_by_length(made.token_counts, _TOKEN_BUDGET):
+            inputs = padded(made, rows, tokenizer.padding_id)
+            found = model(**{name: torch.from_numpy(values).to(device) for name, values in inputs.items()})
+            logits[rows] = found.logits[:, 0].float().cpu().numpy()
+    return logits
 
 
 def _cosine_ndcg(base: Checkpoint, pairs: pd.DataFrame, gains: dict[int, float]) -> float:
-    encoder = embedder.load(base.folder, base.scorer_digest, None, _TOKEN_BUDGET)
+    encoder = embedder.load(base.folder, base.scorer_digest, token_budget=_TOKEN_BUDGET)
     queries = encoder.embed(list(pairs["query_text"]), "query")
     passages = encoder.embed(list(pairs["passage_text"]), "passage")
-    return _ndcg(pairs, (queries * passages).sum(axis=1), gains)
+    return _ndcg(pairs, _cosines(queries, passages), gains)
+
+
+def _cosines(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    one, other = one.astype(np.float64), other.astype(np.float64)  # vectors of whole numbers are not of unit length
+    products = (one * other).sum(axis=1)
+    return products / np.sqrt((one * one).sum(axis=1) * (other * other).sum(axis=1))  # type: ignore[no-any-return]
 
 
 def _ndcg(pairs: pd.DataFrame, scores: np.ndarray[Any, Any], gains: dict[int, float]) -> float:

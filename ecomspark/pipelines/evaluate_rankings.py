@@ -1,11 +1,12 @@
 """How good the rankings are, by judgments: against BM25, the untuned encoder, and chance. To `run_metrics`."""
 
 import logging
+import time
 from datetime import date
 from typing import Literal
 
 import pandas as pd
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ecomspark import tables
@@ -28,7 +29,7 @@ from ecomspark.schemas import (
     TERMS,
     TEXTS,
 )
-from ecomspark.scoring import EmbedderAt, embed_texts
+from ecomspark.scoring import EmbedderAt, costs_of, embed_texts
 from ecomspark.tables import Warehouse
 
 JOB = "evaluate_rankings"
@@ -47,7 +48,9 @@ class Config(Settings):
     judged_variant: Name = setting("judged", "the variant that ranks judged items only, with the same policy")
     published_variant: Name = setting("main", "the variant that search shows")
     encoder: Name | None = setting(None, "an untuned encoder to compare with, by cosine; null: none")
-    token_budget: int = setting(2048, "tokens of one forward pass of the encoder", unit="tokens", decides=False, ge=1)
+    token_budget: int | None = setting(
+        None, "tokens of one forward pass of the encoder; null: found by trying", unit="tokens", decides=False, ge=1
+    )
     k: int = setting(10, "places that ndcg, precision and recall look at", unit="places", ge=1)
     grade_threshold: int = setting(2, "grade from which an item counts as relevant, for mrr, precision, recall and auc")
     resamples: int = setting(2_000, "bootstrap resamples of the queries", ge=100)
@@ -125,12 +128,15 @@ def _orders(current: Run, config: Config, judged: DataFrame) -> pd.DataFrame:
 
 
 def _cosines(current: Run, config: Config, judged: DataFrame, queries: DataFrame, items: DataFrame) -> DataFrame:
-    """(query_id, item_id, cosine): dot products of unit vectors; vectors that are not there yet are made and kept."""
-    encoder = open_checkpoint(config.models_folder, config.encoder or "", "encoder")
+    """(query_id, item_id, cosine); vectors that are not there yet are made and kept."""
+    name = config.encoder or ""
+    data_type = config.data_types.get(name)
+    encoder = open_checkpoint(config.models_folder, name, "encoder", data_type=data_type)
     texts = tables.read_memory(current.warehouse, TEXTS)
     pairs = pair_texts(judged, queries, items, texts, encoder.card.recipe.digest).persist()
     of_scorer = F.col("scorer_digest") == F.lit(encoder.scorer_digest)
-    embedder = EmbedderAt(str(encoder.folder.resolve()), encoder.scorer_digest, config.token_budget)
+    folder, vector_type = str(encoder.folder.resolve()), encoder.card.vector_type
+    embedder = EmbedderAt(folder, encoder.scorer_digest, config.token_budget, data_type, vector_type)
     roles: tuple[Literal["query", "passage"], ...] = ("query", "passage")
     for role in roles:
         wanted = pairs.select(F.col(f"{role}_digest").alias("text_digest"), F.col(f"{role}_text").alias("text"))
@@ -139,20 +145,31 @@ def _cosines(current: Run, config: Config, judged: DataFrame, queries: DataFrame
             there.select("text_digest"), on="text_digest", how="left_anti"
         )
         if not missing.isEmpty():
-            vectors = embed_texts(missing, embedder, role)
-            rows = vectors.select("*", F.lit(role).alias("role"), F.lit(encoder.scorer_digest).alias("scorer_digest"))
+            costs, start = costs_of(current.warehouse.spark), time.monotonic()
+            vectors = embed_texts(missing, embedder, role, costs)
+            rows = vectors.select(
+                "text_digest",
+                F.col("vector").cast("array<float>").alias("vector"),
+                F.lit(role).alias("role"),
+                F.lit(encoder.scorer_digest).alias("scorer_digest"),
+            )
             commit = tables.append_memory(current.warehouse, EMBEDDINGS, rows, current.author)
             current.count(embedded=commit.inserted)
             current.commit(commit)
+            current.spent(f"embed {role}", costs.value, time.monotonic() - start)
     vectors = tables.read_memory(current.warehouse, EMBEDDINGS).where(of_scorer)
     joined = pairs.select("query_id", "item_id", "query_digest", "passage_digest")
     for role in roles:
         of_role = vectors.where(F.col("role") == role)
         named = of_role.select(F.col("text_digest").alias(f"{role}_digest"), F.col("vector").alias(f"{role}_vector"))
         joined = joined.join(named, on=f"{role}_digest", how="inner")
-    products = F.zip_with("query_vector", "passage_vector", lambda x, y: x.cast("double") * y)
-    cosine = F.round(F.aggregate(products, F.lit(0.0), lambda total, x: total + x), 6)
+    cosine = F.round(_dot("query_vector", "passage_vector") / F.sqrt(_dot("query_vector") * _dot("passage_vector")), 6)
     return joined.select("query_id", "item_id", cosine.alias("cosine"))
+
+
+def _dot(one: str, other: str | None = None) -> Column:
+    products = F.zip_with(one, other or one, lambda x, y: x.cast("double") * y)
+    return F.aggregate(products, F.lit(0.0), lambda total, x: total + x)
 
 
 def _published(current: Run, config: Config, judged: DataFrame) -> pd.DataFrame:

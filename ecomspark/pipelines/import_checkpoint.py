@@ -23,6 +23,11 @@ class Config(Settings):
     name: Name = setting(..., "what the checkpoint is called here")
     max_tokens: int = setting(256, "tokens of a text that is embedded, special ones included", unit="tokens", gt=4)
     pooling: Literal["mean", "first"] = setting("mean", "how token vectors become one")
+    data_type: Literal["fp32", "bf16", "fp16", "int8"] = setting("fp32", "what it computes in; int8 on CPU only")
+    dimensions: int | None = setting(
+        None, "of an encoder trained for it (Matryoshka), keep the first so many of a vector; null: all", ge=1
+    )
+    vector_type: Literal["float32", "float16", "int8"] = setting("float32", "how finely vectors are stored")
     query_prefix: str = setting("", "put before a query that is embedded")
     passage_prefix: str = setting("", "put before a passage that is embedded")
 
@@ -35,6 +40,9 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
         recipe=config.recipe,
         max_tokens=config.max_tokens,
         pooling=config.pooling,
+        data_type=config.data_type,
+        dimensions=config.dimensions,
+        vector_type=config.vector_type,
         query_prefix=config.query_prefix,
         passage_prefix=config.passage_prefix,
     )

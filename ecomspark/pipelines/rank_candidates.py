@@ -47,7 +47,9 @@ class Config(Settings):
 
 
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
-    checkpoint = open_checkpoint(config.models_folder, config.checkpoint, "cross_encoder")
+    checkpoint = open_checkpoint(
+        config.models_folder, config.checkpoint, "cross_encoder", data_type=config.data_types.get(config.checkpoint)
+    )
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     made_of = (checkpoint.scorer_digest.hex(), checkpoint.card.calibration_digest.hex())
     digest = config.deciding_digest(*made_of)

@@ -1,6 +1,7 @@
 """Score what has no score: each distinct pair of a query's and an item's text, once per scorer."""
 
 import math
+import time
 from datetime import date
 
 from pyspark.sql import DataFrame, SparkSession
@@ -13,7 +14,7 @@ from ecomspark.features.scores import PAIR, lacking, pair_texts, standing
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
 from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import CANDIDATES, ITEMS, QUERIES, SCORES, TEXTS
-from ecomspark.scoring import CrossEncoderAt, Description, score_pairs
+from ecomspark.scoring import CrossEncoderAt, Description, StageResources, costs_of, profile_of, score_pairs
 from ecomspark.tables import Warehouse
 
 JOB = "score_candidates"
@@ -25,8 +26,15 @@ class Config(Settings):
     """Which checkpoint, and how its work is cut up."""
 
     checkpoint: Name = setting(..., "the cross-encoder: a folder in models_folder")
-    token_budget: int = setting(
-        2048, "tokens of one forward pass, padding included; some 16,384 suit a GPU", unit="tokens", decides=False, ge=1
+    token_budget: int | None = setting(
+        None,
+        "tokens of one forward pass; null: the best one, which each host finds by trying and remembers",
+        unit="tokens",
+        decides=False,
+        ge=1,
+    )
+    resources: StageResources | None = setting(
+        None, "a resource profile for the stage that scores; null: none; local mode never has one", decides=False
     )
     pairs_per_task: int = setting(
         2_000, "pairs of one Spark task: what a failed task does again", unit="pairs", decides=False, ge=1
@@ -38,9 +46,10 @@ class Config(Settings):
 
 
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
-    checkpoint = open_checkpoint(config.models_folder, config.checkpoint, "cross_encoder")
+    data_type = config.data_types.get(config.checkpoint)
+    checkpoint = open_checkpoint(config.models_folder, config.checkpoint, "cross_encoder", data_type=data_type)
     folder = str(checkpoint.folder.resolve())
-    scorer = CrossEncoderAt(folder, checkpoint.scorer_digest, config.token_budget)
+    scorer = CrossEncoderAt(folder, checkpoint.scorer_digest, config.token_budget, data_type)
     return run_with(spark, config, run_id, checkpoint, scorer, as_of)
 
 
@@ -100,9 +109,12 @@ def _score(
 ) -> None:
     # A number of partitions that is given is kept: Spark would merge small ones into one long task.
     tasks = needed.repartition(math.ceil(count / config.pairs_per_task), *PAIR)
-    scores = score_pairs(tasks, scorer).withColumn("scorer_digest", F.lit(scorer_digest))
-    commit = tables.append_memory(current.warehouse, SCORES, scores, current.author)
-    current.commit(commit)
+    spark = current.warehouse.spark
+    costs, start = costs_of(spark), time.monotonic()
+    scores = score_pairs(tasks, scorer, costs, profile_of(spark, config.resources))
+    rows = scores.withColumn("scorer_digest", F.lit(scorer_digest))
+    current.commit(tables.append_memory(current.warehouse, SCORES, rows, current.author))
+    current.spent("score", costs.value, time.monotonic() - start)
 
 
 def _check(current: Run, needed: DataFrame, scorer_digest: bytes, max_failed_share: float) -> None:

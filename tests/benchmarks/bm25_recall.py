@@ -1,6 +1,6 @@
 """What stems are worth to BM25, and what it costs that frequent terms do not propose: recall of judged items.
 
-    make bench
+    make recall
 
 Recall@100: of the items that assessors found relevant for a query, the share among the first 100 by BM25 over titles,
 mean over queries. On Home Depot's pairs (../shared/data, mean grade of at least 2.5 of 3) for 300 queries drawn with a

@@ -93,7 +93,7 @@ def test_a_head_that_loading_would_make_up_is_refused_by_the_loader_too(folder: 
     reseal(folder)
     digest = open_checkpoint(folder.parent, "tiny").scorer_digest
     with pytest.raises(CheckpointError, match=r"newly initialised instead of loaded: classifier\.weight"):
-        cross_encoder.load(folder, digest, None, 1024)
+        cross_encoder.load(folder, digest, token_budget=1024)
 
 
 def test_a_card_without_calibration_is_refused(folder: Path) -> None:

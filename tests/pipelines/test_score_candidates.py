@@ -42,7 +42,9 @@ def test_each_distinct_pair_has_the_score_of_the_model_in_one_process(ranked_sho
     frame = rows.select("q", "p", "logit", "activation", "token_count").distinct().toPandas()
     assert len(frame) == keys
     made = open_checkpoint(ranked_shop.models, "relevance-1")
-    alone = cross_encoder.load(made.folder, made.scorer_digest, None, 4096).score(list(frame["q"]), list(frame["p"]))
+    alone = cross_encoder.load(made.folder, made.scorer_digest, token_budget=4096).score(
+        list(frame["q"]), list(frame["p"])
+    )
     assert list(frame["logit"]) == pytest.approx(alone.logits.tolist(), abs=1e-5)
     assert list(frame["activation"]) == pytest.approx(alone.activations.tolist(), abs=1e-5)
     assert list(frame["token_count"]) == alone.token_counts.tolist()

@@ -1,0 +1,222 @@
+"""Sequences through an encoder as fast as the device goes: batches under a token budget, the next made meanwhile."""
+
+import queue
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ecomspark.models.budget import Budget, is_out_of_memory
+from ecomspark.models.costs import Costs
+from ecomspark.models.encoder import Batch, Encoder
+from ecomspark.models.tokens import Ragged, Sequences
+
+Window = TypeVar("Window")
+Prepared = TypeVar("Prepared")
+Answer = TypeVar("Answer")
+
+_AHEAD = 2  # windows that are read and tokenised while one is in the model
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Sequences cut into batches that are on the device, or on their way."""
+
+    sequences: Sequences
+    batches: list[tuple[NDArray[np.int64], Batch]]
+
+
+class Engine:
+    """An encoder with what is made of its vectors (`finish`: vectors of shape (n, width) to an answer a row)."""
+
+    def __init__(self, encoder: Encoder, finish: Callable[[torch.Tensor], torch.Tensor], budget: Budget) -> None:
+        self._encoder = encoder
+        self._finish = finish
+        self.budget = budget
+        self.costs = Costs()
+
+    @property
+    def token_budget(self) -> int:
+        return self.budget.tokens
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether a pass goes on after it was started: then the next window is started before one is fetched."""
+        return self._encoder.device.type == "cuda"
+
+    def cut(self, sequences: Sequences) -> Cut:
+        """Batches under the budget, on the device. Safe in another thread than the one that runs them."""
+        counts = sequences.token_counts
+        rows = self._encoder.batches(counts, self.budget.tokens)
+        return Cut(sequences, [(of_batch, self._encoder.batch(sequences, of_batch)) for of_batch in rows])
+
+    def start(self, cut: Cut) -> Callable[[], NDArray[Any]]:
+        """Run the batches; what comes back fetches the answers, in the order of the sequences.
+
+        When memory runs out the budget is halved and what is left is cut anew. Raises MemoryError when one sequence
+        alone does not fit.
+        """
+        done: list[tuple[NDArray[np.int64], torch.Tensor]] = []
+        todo = cut.batches[::-1]
+        with torch.inference_mode():
+            while todo:
+                rows, batch = todo.pop()
+                answers = self._try(batch)
+                if answers is not None:
+                    done.append((rows, answers))
+                    self.costs.add(Costs(tokens=batch.token_count, padding=batch.padding_count, batches=1))
+                    continue
+                if len(rows) == 1:
+                    raise MemoryError(f"a sequence of {batch.token_count} tokens does not fit into memory")
+                self.costs.out_of_memory += 1
+                self.budget.halve(batch.token_count + batch.padding_count)
+                left = np.concatenate([rows, *(of_batch for of_batch, _ in reversed(todo))])
+                del batch
+                todo = self._again(cut.sequences, left)[::-1]
+        return lambda: _in_order(done, len(cut.sequences))
+
+    def run(self, sequences: Sequences) -> NDArray[Any]:
+        """The answers, in the order of the sequences. No sequences, no answers: shape (0,)."""
+        return self.start(self.cut(sequences))()
+
+    def try_out(self, max_tokens: int) -> Callable[[int], None]:
+        """A forward pass of a given number of tokens, in sequences of up to 128, for finding the budget."""
+        length = min(128, max_tokens)
+
+        def try_one(tokens: int) -> None:
+            count = max(1, tokens // length)
+            ids = np.full(count * length, 1, dtype=np.int32)
+            none = np.zeros(count, dtype=np.int32)
+            sequences = Sequences(Ragged(ids, np.arange(count + 1, dtype=np.int64) * length), None, none, none)
+            with torch.inference_mode():
+                self._finish(self._encoder(self._encoder.batch(sequences, np.arange(count)))).cpu()
+
+        return try_one
+
+    def _try(self, batch: Batch) -> torch.Tensor | None:
+        """None when memory ran out. What failed is let go before the next try: a traceback would hold its tensors."""
+        try:
+            return self._finish(self._encoder(batch))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if self.is_asynchronous:
+            torch.cuda.empty_cache()
+        return None
+
+    def _again(self, sequences: Sequences, left: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Batch]]:
+        cuts = self._encoder.batches(sequences.token_counts[left], self.budget.tokens)
+        return [(left[of_batch], self._encoder.batch(sequences, left[of_batch])) for of_batch in cuts]
+
+    def peak_memory(self) -> int:
+        """Bytes: the most that this process had, of its GPU where the model is on one."""
+        if self._encoder.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._encoder.device))
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def stream(
+    windows: Iterable[Window],
+    prepare: Callable[[Window], Prepared],
+    start: Callable[[Prepared], Callable[[], Answer]],
+    costs: Costs,
+    is_asynchronous: bool = False,
+) -> Iterator[tuple[Window, Answer | Exception]]:
+    """Each window with its answer, in order; or with the exception that it met, and the rest goes on.
+
+    Reading the windows and preparing them runs in a thread of its own, at most two windows ahead. What reading raises
+    is raised here. `is_asynchronous`: the next window is started before the answer to one is fetched.
+    """
+    started: list[tuple[Window, Callable[[], Answer] | Exception]] = []
+    for window, prepared in ahead(_prepared(windows, prepare, costs), costs):
+        with costs.timed("forward"):
+            started.append((window, _caught(start, prepared) if not isinstance(prepared, Exception) else prepared))
+        while len(started) > int(is_asynchronous):
+            yield _fetched(*started.pop(0), costs)
+    for window, answer in started:
+        yield _fetched(window, answer, costs)
+
+
+def ahead(source: Iterator[Window], costs: Costs) -> Iterator[Window]:
+    """The items of `source`, made in a thread of its own, a bounded number ahead. What it raises is raised here."""
+    items: queue.Queue[tuple[Window | None, BaseException | None]] = queue.Queue(maxsize=_AHEAD)
+    is_over = threading.Event()
+
+    def put(item: Window | None, error: BaseException | None = None) -> bool:
+        while not is_over.is_set():
+            try:
+                items.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def make() -> None:
+        try:
+            for item in source:
+                if not put(item):
+                    return
+        except BaseException as error:
+            put(None, error)
+        else:
+            put(None)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            with costs.timed("waiting"):
+                item, error = items.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        is_over.set()
+        thread.join(timeout=5.0)
+
+
+def _prepared(
+    windows: Iterable[Window], prepare: Callable[[Window], Prepared], costs: Costs
+) -> Iterator[tuple[Window, Prepared | Exception]]:
+    windows = iter(windows)
+    while True:
+        with costs.timed("reading"):
+            window = next(windows, None)
+        if window is None:
+            return
+        with costs.timed("tokenising"):
+            prepared = _caught(prepare, window)
+        yield window, prepared
+
+
+def _fetched(
+    window: Window, answer: Callable[[], Answer] | Exception, costs: Costs
+) -> tuple[Window, Answer | Exception]:
+    with costs.timed("forward"):
+        return window, answer if isinstance(answer, Exception) else _caught(lambda _: answer(), None)
+
+
+def _caught(function: Callable[[Any], Answer], argument: Any) -> Answer | Exception:
+    try:
+        return function(argument)
+    except Exception as error:
+        # Its frames hold tensors and texts; its class is all that is said of it.
+        return error.with_traceback(None)
+
+
+def _in_order(done: list[tuple[NDArray[np.int64], torch.Tensor]], count: int) -> NDArray[Any]:
+    if not done:
+        return np.empty(0, dtype=np.float32)
+    answers = torch.cat([answers for _, answers in done]).cpu().numpy()
+    ordered = np.empty((count, *answers.shape[1:]), dtype=answers.dtype)
+    ordered[np.concatenate([rows for rows, _ in done])] = answers
+    return ordered
