@@ -8,7 +8,7 @@ DISK_GIB ?= 12
 OUT ?= bench.json
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test bench recall check format lock wheel clean
+.PHONY: help env demo test bench gpu recall check format lock wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -42,6 +42,9 @@ test: $(VENV)/ready ## every test (no network, no data but the project's own nee
 
 bench: $(VENV)/ready ## measure the scoring engine beside its peers, half an hour: make bench OUT=bench.json
 	@$(BIN)/python tests/benchmarks/engine.py --out $(OUT) $(ARGS)
+
+gpu: $(VENV)/ready ## measure the model side alone on this machine's GPU: make gpu OUT=gpu.json
+	@$(BIN)/python tests/benchmarks/gpu.py --out $(OUT) $(ARGS)
 
 recall: $(VENV)/ready ## measure what stems and the bound on proposing terms do to recall (uses ../shared/data)
 	@$(BIN)/python tests/benchmarks/bm25_recall.py

@@ -14,7 +14,6 @@ from html.parser import HTMLParser
 from typing import Annotated, Any, Literal
 
 import regex
-import snowballstemmer
 from pydantic import BaseModel, ConfigDict, Field
 
 DIGEST_BYTES = 16
@@ -164,6 +163,8 @@ def terms(text: str, analyser: Analyser) -> list[str]:
 
 def languages() -> frozenset[str]:
     """The Snowball algorithms that `Analyser.language` may name."""
+    import snowballstemmer  # here and below: a machine that only scores needs no stems
+
     return frozenset(snowballstemmer.algorithms())
 
 
@@ -174,6 +175,8 @@ def _stem(language: str, word: str) -> str:
 
 @cache
 def _stemmer(language: str) -> Any:
+    import snowballstemmer
+
     return snowballstemmer.stemmer(language)
 
 

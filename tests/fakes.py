@@ -12,6 +12,7 @@ import numpy as np
 from ecomspark.models.costs import Costs
 from ecomspark.models.cross_encoder import Scores
 from ecomspark.models.tokens import Texts
+from ecomspark.scoring import gpu_of_task
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,15 @@ class Traced:
 
     def load(self) -> "TracedScorer":
         _note(self.folder, "loads", str(os.getpid()))
+        _note(self.folder, "gpus", str(gpu_of_task()))
         return TracedScorer(self)
 
     def loads(self) -> list[str]:
         return _notes(self.folder, "loads")
+
+    def gpus(self) -> list[str]:
+        """The address of the GPU that the task of each load was given."""
+        return _notes(self.folder, "gpus")
 
     def evaluated(self) -> list[str]:
         """Every passage that was forwarded, as often as it was."""

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ecomspark.models.attention import PACKED, Bounds
 from ecomspark.models.checkpoint import DataType
-from ecomspark.models.int8 import quantise
+from ecomspark.models.linear import Int8Linear, OneDnnLinear, has_onednn, replace_linear
 from ecomspark.models.tokens import Ragged, Sequences, spans
 
 Pooling = Literal["mean", "first"]
@@ -48,7 +48,9 @@ class Encoder:
         self, model: Any, pooling: Pooling, padding_id: int, device: torch.device, data_type: DataType = "fp32"
     ) -> None:
         if data_type == "int8":
-            quantise(model)
+            replace_linear(model, Int8Linear)
+        elif data_type == "fp32" and device.type == "cpu" and has_onednn():
+            replace_linear(model, OneDnnLinear)
         self._model = model.to(device).eval()
         self._pooling = pooling
         self._padding_id = padding_id

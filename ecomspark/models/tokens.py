@@ -89,7 +89,6 @@ class SequenceTokenizer:
         self._of_text = _Frame(tokenizer(["a"], return_token_type_ids=True))
         self._of_pair = _Frame(tokenizer(["a"], ["a"], return_token_type_ids=True))
         self.padding_id = int(tokenizer.pad_token_id or 0)
-        self.first_id, self.last_id = int(self._of_text.specials[0][0]), int(self._of_text.specials[-1][-1])
         room = max_tokens - (
             self._of_text.count if query_max_tokens is None else query_max_tokens + self._of_pair.count
         )

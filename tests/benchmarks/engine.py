@@ -114,7 +114,7 @@ def best_batch_size(one: Session, case: str, rows: int, sizes: Sequence[int]) ->
 
 
 def one_slot(one: Session, folder: Path, rows: int, turns: int) -> list[Figure]:
-    loops = models_only.loops(folder, rows)
+    loops, usual = (models_only.loops(folder, rows, is_onednn) for is_onednn in (True, False))
     few = max(100, rows // 4)
     documented = 100
     udf_best = best_batch_size(one, "predict_batch_udf", few, (8, 16, 32))
@@ -124,6 +124,7 @@ def one_slot(one: Session, folder: Path, rows: int, turns: int) -> list[Figure]:
         "ours": lambda: one.ask("score", **common)["seconds"],
         "loop, packed": lambda: loops["packed"]()[0],
         "loop, padded": lambda: loops["padded"]()[0],
+        "loop, torch's linear layers": lambda: usual["packed"]()[0],
         "predict_batch_udf": lambda: one.ask("predict_batch_udf", **common, batch_size=documented)["seconds"],
         "predict_batch_udf, best": lambda: one.ask("predict_batch_udf", **common, batch_size=udf_best)["seconds"],
         "CrossEncoder.predict": lambda: one.ask("cross_encoder_predict", **common, batch_size=predict_best)["seconds"],
@@ -139,6 +140,7 @@ def one_slot(one: Session, folder: Path, rows: int, turns: int) -> list[Figure]:
     })  # fmt: skip
     return [
         judged(f"against the hand-tuned loop ({limit})", faster(taken, limit), ">= 0.85"),
+        judged("against the packed loop with torch's own linear layers", faster(taken, "loop, torch's linear layers")),
         judged(f"against predict_batch_udf as documented (batches of {documented})",
                faster(taken, "predict_batch_udf"), ">= 2.3"),
         judged(f"against predict_batch_udf at its best (batches of {udf_best})", faster(taken, "predict_batch_udf, best")),

@@ -15,7 +15,7 @@ import ecomspark.demo_data
 SAMPLE = Path(ecomspark.demo_data.__file__).parent
 MAX_TOKENS, QUERY_MAX_TOKENS = 256, 64
 WITHOUT_DESCRIPTION = 0.35
-_MEAN_WORDS = 103.0  # of a description, so that a pair has 106 tokens on average, the cap included
+_MEAN_WORDS = 125.0  # of a description, so that a pair has 106 tokens on average, the cap included
 
 
 def pairs(count: int, kind: str = "mix", seed: int = 4) -> pd.DataFrame:

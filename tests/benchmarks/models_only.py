@@ -50,10 +50,10 @@ def make_models(folder: Path) -> None:
         _train(folder, models)
 
 
-def loops(folder: Path, rows: int) -> dict[str, Callable[[], tuple[float, np.ndarray]]]:
+def loops(folder: Path, rows: int, is_onednn: bool) -> dict[str, Callable[[], tuple[float, np.ndarray]]]:
     import peers
 
-    return peers.loops(str(folder / "models" / "bench"), _rows(folder, rows), TOKEN_BUDGET)
+    return peers.loops(str(folder / "models" / "bench"), _rows(folder, rows), TOKEN_BUDGET, is_onednn)
 
 
 def apart_from_reference(folder: Path, rows: int) -> float:

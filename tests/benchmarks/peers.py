@@ -89,7 +89,9 @@ def sentence_transformer(folder: str, device: str = "cpu") -> Any:
     return SentenceTransformer(modules=[words, Pooling(width, "mean"), Normalize()], device=device)
 
 
-def loops(folder: str, rows: pd.DataFrame, token_budget: int) -> dict[str, Callable[[], tuple[float, np.ndarray]]]:
+def loops(
+    folder: str, rows: pd.DataFrame, token_budget: int, is_onednn: bool
+) -> dict[str, Callable[[], tuple[float, np.ndarray]]]:
     """Two loops without Spark: seconds and logits. Tokenising is inside: a stage has to do it, too."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention as attend
@@ -107,6 +109,23 @@ def loops(folder: str, rows: pd.DataFrame, token_budget: int) -> dict[str, Calla
     plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     flat = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="loop").eval()
     queries, passages = list(rows["query_text"]), list(rows["passage_text"])
+
+    class OneDnn(torch.nn.Module):
+        def __init__(self, linear: Any) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, inputs: Any) -> Any:
+            tokens = inputs.reshape(-1, inputs.shape[-1])
+            made = torch.ops.mkldnn._linear_pointwise(tokens, self.linear.weight, self.linear.bias, "none", [], "")
+            return made.view(*inputs.shape[:-1], -1)
+
+    # The same matrix products for the loops: what is compared is all that stands around them.
+    for model in (plain, flat) if is_onednn else ():
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, torch.nn.Linear):
+                parent = model.get_submodule(name.rpartition(".")[0])
+                setattr(parent, name.rpartition(".")[2], OneDnn(layer))
 
     def tokenised() -> Any:
         return tokenizer(queries, passages, truncation="only_second", max_length=MAX_TOKENS)
