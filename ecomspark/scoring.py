@@ -27,7 +27,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructField, StructType
 
 from ecomspark.config import Section, setting
-from ecomspark.errors import without_values
+from ecomspark.errors import ConfigError, without_values
 from ecomspark.models.checkpoint import DataType, VectorType
 from ecomspark.models.costs import Costs
 
@@ -147,7 +147,17 @@ def costs_of(spark: SparkSession) -> Accumulator[Costs]:
 
 
 def profile_of(spark: SparkSession, asked: StageResources | None) -> ResourceProfile | None:
-    """The resource profile that is asked for; None where none is, and in local mode, which has no other executors."""
+    """The resource profile that is asked for; None where none is, and in local mode, which has no other executors.
+
+    Raises ConfigError when executors have several GPUs: idle workers would rotate over them, each with a model. Make
+    one and use it for all stages: Spark takes each for a request for executors of its own.
+    """
+    given = spark.conf.get("spark.executor.resource.gpu.amount", "1")
+    if given != "1":
+        raise ConfigError(
+            f"spark.executor.resource.gpu.amount: expected 1, found {given}: a Python worker that waits for its next "
+            "task keeps its model, so with one GPU an executor no GPU holds two; start more executors instead"
+        )
     if asked is None or str(spark.sparkContext.master).startswith("local["):
         return None
     builder = ResourceProfileBuilder()

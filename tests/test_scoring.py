@@ -1,8 +1,10 @@
 """The gate: one evaluation a row, one load a worker, bad rows told apart, faults survived (R1, R2, R7, R17)."""
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,13 @@ import pyarrow as pa
 import pytest
 import tiny
 from fakes import FakeEngine, Traced, Unloadable, logit
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from ecomspark import scoring, tables
+from ecomspark.errors import ConfigError
 from ecomspark.models import cross_encoder, embedder
 from ecomspark.models.costs import Costs
 from ecomspark.models.engine import stream
@@ -182,3 +187,76 @@ def test_what_the_gate_says_fits_the_table(spark: Any, warehouse: Warehouse, tmp
     stored = tables.read_memory(warehouse, SCORES).toPandas()
     assert list(stored["error"].dropna()) == ["ValueError"]
     assert pd.isna(stored.loc[stored["error"].notna(), "logit"]).all()
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(0, 40), max_size=12), max_size=8), token_budget=st.integers(1, 4),
+)  # fmt: skip
+@settings(deadline=None)
+def test_windows_span_arrow_batches_and_keep_each_row_in_its_place(lengths: list[list[int]], token_budget: int) -> None:
+    schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
+    numbers = iter(range(1000))
+    batches = [
+        pa.RecordBatch.from_pylist([{"id": next(numbers), "text": "x" * n or None} for n in batch], schema)
+        for batch in lengths
+    ]
+    windows = list(scoring._windows(iter(batches), ["text"], token_budget))
+    assert [row for window in windows for row in window.column("id").to_pylist()] == list(range(sum(map(len, lengths))))
+    size = token_budget * 8 * 4
+    weights = [sum(len(text or "") for text in window.column("text").to_pylist()) for window in windows]
+    for window, weight in zip(windows, weights, strict=True):
+        assert window.num_rows == 1 or weight <= size
+    for weight, following in zip(weights, windows[1:], strict=False):
+        assert weight + len(following.column("text")[0].as_py() or "") > size, "no window too small"
+
+
+def test_what_a_stage_cost_is_added_up_over_its_workers(spark: Any, real: Any) -> None:
+    passages = [f"red wooden {word} {'star ' * (n % 9)}" for n, word in enumerate(tiny.WORDS)]
+    costs = scoring.costs_of(spark)
+    scorer = CrossEncoderAt(str(real.folder), real.scorer_digest, 200)
+    rows = score_pairs(pairs_of(spark, passages, 5), scorer, costs).where("logit > -1e9").collect()
+    spent = costs.value
+    assert spent.rows == len(rows) == len(passages)
+    assert spent.tokens == sum(row["token_count"] for row in rows), "no token twice"
+    assert (spent.padding, spent.out_of_memory) == (0, 0)
+    assert 0 <= spent.loads <= 2
+    assert spent.batches >= spent.tokens // 200
+    assert spent.forward > 0
+    assert spent.tokenising > 0
+    assert spent.peak_memory > 50 * 2**20, "a process with torch"
+
+
+def test_a_model_is_kept_and_the_collector_need_not_look_at_it(tmp_path: Path) -> None:
+    scoring._models.clear()
+    scorer = Traced(str(tmp_path))
+    before = gc.get_freeze_count()
+    spent = Costs()
+    assert scoring.resident(scorer, spent) is scoring.resident(scorer, spent)
+    assert spent.loads == len(scorer.loads()) == 1
+    assert gc.get_freeze_count() > before
+    gc.unfreeze()
+    scoring.resident(Traced(str(tmp_path), trigger="other"), spent)
+    assert (spent.loads, len(scoring._models)) == (2, 1), "one model a process"
+    scoring._models.clear()
+
+
+@pytest.mark.parametrize(("vector_type", "spark_type"), [("float16", "array<float>"), ("int8", "array<tinyint>")])
+def test_vectors_of_other_types_leave_as_arrow(spark: Any, tmp_path: Path, vector_type: Any, spark_type: str) -> None:
+    made = tiny.checkpoint(tmp_path, kind="encoder", vector_type=vector_type)
+    texts = spark.createDataFrame(list(enumerate(tiny.WORDS)), "n int, text string").repartition(2)
+    found = embed_texts(texts, EmbedderAt(str(made.folder), made.scorer_digest, 200, None, vector_type), "query")
+    assert found.schema["vector"].dataType.simpleString() == spark_type
+    vectors = found.orderBy("n").toPandas()["vector"]
+    expected = embedder.load(made.folder, made.scorer_digest, token_budget=4096).embed(tiny.WORDS, "query")
+    assert np.abs(np.stack(list(vectors)).astype(float) - expected.astype(float)).max() <= (
+        1 if spark_type[6] == "t" else 1e-3
+    )
+
+
+def test_a_profile_is_not_asked_of_local_mode_and_several_gpus_an_executor_are_refused(spark: Any) -> None:
+    assert scoring.profile_of(spark, scoring.StageResources(executor_cores=1)) is None
+    assert scoring.profile_of(spark, None) is None
+
+    cluster: Any = SimpleNamespace(conf={"spark.executor.resource.gpu.amount": "2"})
+    with pytest.raises(ConfigError, match=r"expected 1, found 2: .* start more executors"):
+        scoring.profile_of(cluster, None)

@@ -108,7 +108,9 @@ def _score(
     current: Run, needed: DataFrame, count: int, scorer_digest: bytes, scorer: Description, config: Config
 ) -> None:
     # A number of partitions that is given is kept: Spark would merge small ones into one long task.
-    tasks = needed.repartition(math.ceil(count / config.pairs_per_task), *PAIR)
+    # Pairs of one passage stand together: it travels to the tokenizer once a window, not once a pair.
+    tasks = needed.repartition(math.ceil(count / config.pairs_per_task), "passage_digest")
+    tasks = tasks.sortWithinPartitions("passage_digest")
     spark = current.warehouse.spark
     costs, start = costs_of(spark), time.monotonic()
     scores = score_pairs(tasks, scorer, costs, profile_of(spark, config.resources))

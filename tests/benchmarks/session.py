@@ -27,7 +27,7 @@ from pyspark.sql import functions as F  # noqa: E402
 from pyspark.sql.functions import pandas_udf  # noqa: E402
 
 from ecomspark import tables  # noqa: E402
-from ecomspark.features.scores import lacking, pair_texts, standing  # noqa: E402
+from ecomspark.features.scores import pair_texts  # noqa: E402
 from ecomspark.models.checkpoint import open_checkpoint  # noqa: E402
 from ecomspark.models.costs import Costs  # noqa: E402
 from ecomspark.schemas import CANDIDATES, ITEMS, QUERIES, SCORES, TEXTS  # noqa: E402
@@ -158,7 +158,7 @@ class Cases:
         return {"cpu_seconds": cpu_of(lambda: timed(texts.select("id", udf("passage_text").alias("vector"))))}
 
     def plumbing(self, rows: int, name: str) -> dict[str, Any]:
-        """Read candidates, find the pairs without a score, join both texts, score by doing nothing, append to Delta."""
+        """Read candidates, join both texts, score by doing nothing, append to Delta."""
         warehouse = Warehouse(self.spark, str(self.folder / "plumbing"), buckets=2)
         if tables.snapshot(warehouse, CANDIDATES) is None:
             self._publish_catalogue(warehouse, rows)
@@ -168,8 +168,7 @@ class Cases:
             tables.read(warehouse, table, tables.snapshot(warehouse, table)) for table in (CANDIDATES, QUERIES, ITEMS)
         )
         pairs = pair_texts(candidates, queries, items, tables.read_memory(warehouse, TEXTS), RECIPE)
-        needed = lacking(pairs, standing(tables.read_memory(warehouse, SCORES), scorer_digest), 3)
-        scores = score_pairs(needed, NoWork()).withColumn("scorer_digest", F.lit(scorer_digest))
+        scores = score_pairs(pairs, NoWork()).withColumns({"scorer_digest": F.lit(scorer_digest), "attempt": F.lit(1)})
         commit = tables.append_memory(warehouse, SCORES, scores, Author("bench", name))
         return {"seconds": time.perf_counter() - start, "rows": commit.inserted, "slots": self.slots}
 
