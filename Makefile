@@ -40,7 +40,7 @@ demo: $(VENV)/ready ## import, fine-tune, score, rank and judge the sample shop,
 test: $(VENV)/ready ## every test (no network, no data but the project's own needed)
 	@$(BIN)/python -m pytest -q
 
-bench: $(VENV)/ready ## measure the scoring engine beside its peers, half an hour: make bench OUT=bench.json
+bench: $(VENV)/ready ## measure the scoring engine beside its peers, 25 minutes: make bench OUT=bench.json
 	@$(BIN)/python tests/benchmarks/engine.py --out $(OUT) $(ARGS)
 
 gpu: $(VENV)/ready ## measure the model side alone on this machine's GPU: make gpu OUT=gpu.json

@@ -9,18 +9,36 @@ brings is found by workers only.
 """
 
 import gc
+import importlib
 import os
 
-# numpy's OpenBLAS would start its threads when it is imported, and pyarrow its own: it is left to the workers.
+# numpy's OpenBLAS and Arrow's jemalloc would each start a thread when they are imported.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+# Without that thread jemalloc would keep what Arrow frees; the C library's gives it back when a task is over.
+os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
 
 from pyspark import daemon
 
-import ecomspark.models.cross_encoder
-import ecomspark.models.embedder  # noqa: F401
+# What every worker would import itself: Spark's side, ours, and what loading a model of the usual kinds draws in.
+_SHARED = (
+    "pandas",
+    "pyarrow.compute",
+    "pyspark.worker",
+    "ecomspark.scoring",
+    "ecomspark.models.cross_encoder",
+    "ecomspark.models.embedder",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.bert.tokenization_bert",
+    "transformers.processing_utils",
+)
 
 
 def main() -> None:
+    for module in _SHARED:
+        importlib.import_module(module)
     # Objects that every worker would touch in its first collection stay shared pages.
     gc.collect()
     gc.freeze()

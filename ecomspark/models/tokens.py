@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from ecomspark.models.checkpoint import CHARACTERS_A_TOKEN
@@ -73,21 +72,23 @@ class Sequences:
 
 
 class SequenceTokenizer:
-    """Makes `Sequences`. `max_tokens` counts the specials; `query_max_tokens`, of a pair's query, does not."""
+    """Makes `Sequences`. `max_tokens` counts the specials; `query_max_tokens`, of a pair's query, does not.
+
+    Takes the tokenizer over: a call to it with truncation or padding, by another, would change what comes out here.
+    """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, query_max_tokens: int | None = None
     ) -> None:
-        # A copy of our own, without the truncation and padding that its file may ask for: another caller's settings on
-        # a shared one change what comes out, or end in 'Already borrowed'.
-        self._backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._of_text = _Frame(tokenizer(["a"], return_token_type_ids=True))
+        self._of_pair = _Frame(tokenizer(["a"], ["a"], return_token_type_ids=True))
+        # The truncation and padding that its file, or a call, set on it stay there; of what is cut we keep count.
+        self._backend: Any = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
         self._has_types = "token_type_ids" in tokenizer.model_input_names
         self._max_tokens = max_tokens
         self._query_max_tokens = query_max_tokens
-        self._of_text = _Frame(tokenizer(["a"], return_token_type_ids=True))
-        self._of_pair = _Frame(tokenizer(["a"], ["a"], return_token_type_ids=True))
         self.padding_id = int(tokenizer.pad_token_id or 0)
         room = max_tokens - (
             self._of_text.count if query_max_tokens is None else query_max_tokens + self._of_pair.count

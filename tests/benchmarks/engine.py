@@ -6,7 +6,7 @@ Writes a JSON list of {figure, value, must, holds, spread} to OUT and a table to
 warm, several times; a figure is the median of the ratios within a turn, its spread the least and the greatest of them.
 Rows: `mix.py`. Model: all-MiniLM-L6-v2's encoder with a head (seeded; speed does not depend on its weights), and for
 what types cost in NDCG one that is trained here on the sample (three minutes the first time, then kept in .bench/).
-Takes about half an hour; `--turns 1 --rows 200` for a look.
+Takes some 25 minutes; `--turns 1 --rows 200` for a look.
 """
 
 import argparse
@@ -168,7 +168,7 @@ def embeddings(one: Session, rows: int, turns: int) -> list[Figure]:
 def plumbing(one: Session, two: Session, rows: int, turns: int) -> list[Figure]:
     count = 20_000
     cpu: dict[str, list[float]] = {"arrow": [], "lists": []}
-    warm_up = 3  # the JVM compiles for some turns: of CPU that counts, too
+    warm_up = 10  # the JVM compiles for some turns: of CPU that counts, too
     for turn in range(1 - warm_up, turns + 1):
         for name, case in (("arrow", "vectors_by_arrow"), ("lists", "vectors_by_lists")):
             seconds = one.ask(case, rows=count)["cpu_seconds"]
@@ -232,7 +232,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     parser.add_argument("--folder", type=Path, default=ROOT / ".bench", help="kept between runs: rows, models, tables")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=600, help="pairs of a turn on one slot")
+    parser.add_argument("--rows", type=int, default=480, help="pairs of a turn on one slot")
     parser.add_argument(
         "--only", nargs="*", default=[], help="parts: one embeddings plumbing slots loads daemon models"
     )

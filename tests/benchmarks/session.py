@@ -137,11 +137,11 @@ class Cases:
         return {"loads": costs.value.loads, "rows": costs.value.rows}
 
     def memory(self, rows: int, tasks: int) -> dict[str, Any]:
-        """Bytes that the executor's Python processes hold between them once every slot has scored (PSS: shared pages
-        count once)."""
+        """Bytes that the executor's Python processes, the daemon among them, hold between them once every slot has
+        scored (PSS: shared pages count once)."""
         costs = costs_of(self.spark)
         timed(score_pairs(self.frame("mix", rows, tasks), self.ours, costs))
-        held = [pss(pid) for pid in descendants(os.getpid()) if "daemon" in command(pid)]
+        held = [pss(pid) for pid in descendants(os.getpid()) if "pyspark.worker" in command(pid)]
         return {"bytes": sum(held), "processes": len(held), "loads": costs.value.loads}
 
     def vectors_by_arrow(self, rows: int) -> dict[str, Any]:
