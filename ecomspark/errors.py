@@ -42,6 +42,9 @@ class NewerPublished(EcomsparkError):  # noqa: N818 - it is not an error of anyb
     status = 5
 
 
+NOTE = "by way of "  # begins the note that an error of ours carries where its traceback was let go
+
+
 def way(error: BaseException) -> str:
     """The lines of ours that led to an error, outermost first, and the line that raised it: all but its message,
     which may hold a row's text when it is not one of ours."""
@@ -57,4 +60,5 @@ def without_values() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RuntimeError(f"{type(error).__name__}, by way of {way(error)}") from None
+        notes = [note.removeprefix(NOTE) for note in getattr(error, "__notes__", []) if note.startswith(NOTE)]
+        raise RuntimeError(f"{type(error).__name__}, by way of {' > '.join([*notes, way(error)])}") from None

@@ -57,6 +57,8 @@ class Run:
     rows: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     commits: dict[str, dict[str, int]] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)
+    model_seconds: float = 0.0
 
     @property
     def sourced(self) -> Sourced:
@@ -82,15 +84,20 @@ class Run:
             self.rows[name] = self.rows.get(name, 0) + number
 
     def spent(self, stage: str, costs: Costs, seconds: float) -> None:
-        """Keep and say what a model cost: `costs` over all workers, in a stage that took so many seconds."""
+        """Keep and say what a model cost: `costs` over all workers, in a stage that took so many seconds.
+
+        Of a run with several such stages, `rows` has what they came to together.
+        """
+        self.costs, self.model_seconds = self.costs + costs, self.model_seconds + seconds
+        self.rows |= {
+            "model_tokens": self.costs.tokens,
+            "padding_tokens": self.costs.padding,
+            "model_loads": self.costs.loads,
+            "tokens_per_second": round(self.costs.tokens / self.model_seconds),
+            "peak_memory_mib": self.costs.peak_memory // 2**20,
+            "seconds_a_million": round(1e6 * self.model_seconds / max(1, self.costs.rows)),
+        }
         pace = costs.rows / seconds
-        self.count(
-            model_loads=costs.loads,
-            padding_tokens=costs.padding,
-            tokens_per_second=round(costs.tokens / seconds),
-            peak_memory_mib=costs.peak_memory // 2**20,
-            seconds_a_million=round(1e6 / pace) if pace else 0,
-        )
         for part in ("reading", "tokenising", "waiting", "forward", "loading"):
             name = f"{stage}.{part}"
             self.seconds[name] = round(self.seconds.get(name, 0.0) + getattr(costs, part), 3)

@@ -7,6 +7,7 @@ pandas. Windows of rows span Arrow batches and are tokenised while the window be
 
 import ctypes
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import model_validator
 from pyspark import Accumulator, AccumulatorParam, TaskContext
 from pyspark.resource import (
     ExecutorResourceRequests,
@@ -40,11 +42,11 @@ SCORED_NAMES = [part.split()[0] for part in SCORED.split(", ")]
 _PASSING = (MemoryError, OSError, RuntimeError, TimeoutError)
 _BATCHES_A_WINDOW = 8  # enough that a half-filled last batch costs little, few enough that a window is soon read
 _BYTES_A_TOKEN = 4
-_ROWS_A_WINDOW = 16_384
+_ROWS_A_WINDOW = 4_096
 
 
-class Engine(Protocol):
-    """What the gate needs to know of where a model runs."""
+class ModelEngine(Protocol):
+    """What the gate needs to know of where a model runs: `models.engine.Engine`, or a fake's."""
 
     costs: Costs
 
@@ -74,7 +76,7 @@ class PairScorer(Protocol):
     """`prepare` takes two `models.tokens.Texts` and may run ahead in another thread; `start` runs what it made."""
 
     @property
-    def engine(self) -> Engine: ...
+    def engine(self) -> ModelEngine: ...
     def prepare(self, queries: Any, passages: Any) -> Any: ...
     def start(self, prepared: Any) -> Callable[[], PairScores]: ...
 
@@ -97,7 +99,7 @@ class CrossEncoderAt:
     def load(self) -> PairScorer:
         from ecomspark.models.cross_encoder import load  # torch: in the worker only
 
-        return load(Path(self.folder), self.scorer_digest, gpu_of_task(), self.token_budget, self.data_type)
+        return load(Path(self.folder), self.scorer_digest, gpu_of_task() or "cpu", self.token_budget, self.data_type)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class EmbedderAt:
     def load(self) -> Any:
         from ecomspark.models.embedder import load  # torch: in the worker only
 
-        return load(Path(self.folder), self.scorer_digest, gpu_of_task(), self.token_budget, self.data_type)
+        return load(Path(self.folder), self.scorer_digest, gpu_of_task() or "cpu", self.token_budget, self.data_type)
 
 
 class StageResources(Section):
@@ -130,6 +132,15 @@ class StageResources(Section):
         None, "memory beside its heap, where models live, such as 8g", decides=False
     )
     discovery_script: str = setting("", "prints an executor's GPUs, on every host", decides=False)
+
+    @model_validator(mode="after")
+    def _of_its_own(self) -> "StageResources":
+        if self.executor_cores is None and (self.task_gpus or self.executor_memory or self.executor_memory_overhead):
+            raise ValueError(
+                "executor_cores: missing; a stage on GPUs or with memory of its own gets executors of its own: on "
+                "shared ones the workers of other stages push the one with the model out"
+            )
+        return self
 
 
 class CostsSum(AccumulatorParam[Costs]):
@@ -159,7 +170,7 @@ def profile_of(spark: SparkSession, asked: StageResources | None) -> ResourcePro
             f"spark.executor.resource.gpu.amount: expected 1, found {given}: a Python worker that waits for its next "
             "task keeps its model, so with one GPU an executor no GPU holds two; start more executors instead"
         )
-    if asked is None or str(spark.sparkContext.master).startswith("local["):
+    if asked is None or str(spark.sparkContext.master).split("[")[0] == "local":
         return None
     builder = ResourceProfileBuilder()
     tasks = TaskResourceRequests().cpus(asked.task_cpus)
@@ -238,7 +249,7 @@ def embed_texts(
                 with without_values():
                     if isinstance(answer, Exception):
                         raise answer
-                    vectors = _vectors(answer)
+                    vectors = _vectors(_finite(answer))
                 spent.rows += window.num_rows
                 yield from _batches([*(window.column(field.name) for field in kept), vectors], schema.names)
 
@@ -252,15 +263,27 @@ def gpu_of_task() -> str | None:
     return str(given.addresses[0]) if given else None
 
 
+def _use_cores_of_task() -> None:
+    """As many threads for torch and the tokenizer as the task has cores. Spark itself says only what its configuration
+    has, not what a resource profile gives; torch reads this when it is imported."""
+    context = TaskContext.get()
+    if context is not None and context.cpus() > 1:
+        cores = str(context.cpus())
+        os.environ.update(OMP_NUM_THREADS=cores, RAYON_NUM_THREADS=cores, TOKENIZERS_PARALLELISM="true")
+
+
 _models: dict[tuple[Description, str | None], Any] = {}
 
 
-def resident(description: Description, spent: Costs | None = None) -> Any:
+def resident(description: Description, spent: Costs) -> Any:
     """The model of a description on the task's GPU, made once in this process and kept. Another takes its place."""
-    spent = spent or Costs()
     key = (description, gpu_of_task())
     if key not in _models:
-        _models.clear()
+        if _models:
+            _models.clear()
+            gc.unfreeze()  # what was frozen with the last model could never be collected
+            gc.collect()
+        _use_cores_of_task()
         with spent.timed("loading"):
             _models[key] = description.load()
             # The worker collects garbage after every task; the model's objects need not be looked at each time.
@@ -384,6 +407,8 @@ def _scored(model: PairScorer, window: pa.Table, answer: PairScores | Exception)
             prepared = model.prepare(_texts(part.column("query_text")), _texts(part.column("passage_text")))
             return model.start(prepared)()
         except Exception as error:  # whatever it is: it becomes the rows' error, by its class only
+            if type(error).__name__ == "AcceleratorError":
+                raise  # the GPU is lost to this process: no row is to blame
             return error
 
     has_text = _has_text(window)
@@ -398,6 +423,13 @@ def _columns(rows: _Rows) -> list[pa.Array]:
     has_error = np.array([error is not None for error in rows.error], dtype=bool)
     numbers = [pa.array(rows.numbers[name], mask=has_error) for name in _NUMBERS]
     return [*numbers, pa.array(rows.error, pa.string()), pa.array(rows.error_kind, pa.string())]
+
+
+def _finite(vectors: NDArray[Any]) -> NDArray[Any]:
+    is_finite = vectors != -128 if vectors.dtype == np.int8 else np.isfinite(vectors)
+    if not is_finite.all():
+        raise ValueError("a vector is not finite")
+    return vectors
 
 
 def _vectors(vectors: NDArray[Any]) -> pa.Array:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -18,6 +19,9 @@ ROOT = Path(__file__).parent.parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
 os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Token budgets that are found here are of tiny models: they stay out of the user's cache.
+_cache = tempfile.TemporaryDirectory(prefix="ecomspark-cache-")
+os.environ["ECOMSPARK_CACHE"] = _cache.name
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,27 @@ def _first_time(folder: str, what: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """An embedder that fails on every text, with the text in its error."""
+
+    def load(self) -> "Broken":
+        return self
+
+    @property
+    def engine(self) -> FakeEngine:
+        return FakeEngine()
+
+    def prepare(self, texts: Texts, role: str) -> Texts:
+        return texts
+
+    def start(self, prepared: Texts) -> Any:
+        return self.fails_here(prepared)
+
+    def fails_here(self, prepared: Texts) -> Any:
+        raise KeyError(prepared.distinct[0])
+
+
+@dataclass(frozen=True)
 class Unloadable:
     """A model that cannot be made."""
 

@@ -2,8 +2,8 @@
 
     python gpu_stage.py FOLDER MASTER WAY
 
-WAY: `tasks` (every task of the application asks for a GPU), `profile` (only the scoring stage does), `executors` (the
-stage gets executors of its own, by dynamic allocation). There is no GPU: a discovery script names one, and the scorer is
+WAY: `tasks` (every task of the application asks for a GPU), `profile` (only the scoring stage does, which we refuse: run by
+hand it shows why), `executors` (the stage gets executors of its own, by dynamic allocation). There is no GPU: a discovery script names one, and the scorer is
 a fake that notes which address its task was given.
 """
 
@@ -22,6 +22,7 @@ echo '{"name": "gpu", "addresses": ["7"]}'
 
 def main(folder: Path, master: str, way: str) -> None:
     from fakes import Traced
+    from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
     from pyspark.sql import SparkSession
     from pyspark.sql import functions as F
 
@@ -42,8 +43,6 @@ def main(folder: Path, master: str, way: str) -> None:
                      "spark.executor.resource.gpu.discoveryScript": str(script)}  # fmt: skip
     if way == "tasks":
         settings["spark.task.resource.gpu.amount"] = "1"
-    if way == "profile":
-        asked = StageResources()
     if way == "executors":
         settings |= {"spark.dynamicAllocation.enabled": "true", "spark.dynamicAllocation.maxExecutors": "2",
                      "spark.dynamicAllocation.initialExecutors": "1", "spark.executor.cores": "1",
@@ -62,13 +61,15 @@ def main(folder: Path, master: str, way: str) -> None:
     costs = costs_of(spark)
     scorer = Traced(str(folder))
     profile = profile_of(spark, asked)
+    if way == "profile":  # what StageResources refuses: the stage on executors that others use, too
+        profile = ResourceProfileBuilder().require(TaskResourceRequests().cpus(1).resource("gpu", 1)).build
 
     def score() -> None:
         scored = score_pairs(rows.repartition(PARTITIONS), scorer, costs, profile)
         assert scored.where("logit > -100").count() == ROWS
 
     score()
-    # Another Python stage in between, of two workers an executor where it has two cores.
+    # Another Python stage in between: of two workers an executor where tasks share executors (`profile`).
     rows.repartition(8).mapInArrow(lambda batches: batches, rows.schema).count()
     between = costs.value.loads
     score()

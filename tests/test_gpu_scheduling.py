@@ -15,7 +15,7 @@ from conftest import ROOT
 
 @pytest.mark.parametrize("way", ["tasks", "executors"])
 def test_a_model_is_loaded_once_a_gpu_however_many_partitions_there_are(tmp_path: Path, way: str) -> None:
-    """64 partitions scored twice, a filter behind the score, another Python stage of two workers in between."""
+    """64 partitions scored twice, a filter behind the score, another Python stage in between."""
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_WORKER_DIR": str(tmp_path / "executors")}
     environment.pop("PYSPARK_SUBMIT_ARGS", None)
     command = [sys.executable, ROOT / "tests" / "gpu_stage.py", tmp_path, "local-cluster[2,2,1024]", way]

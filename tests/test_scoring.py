@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import tiny
-from fakes import FakeEngine, Traced, Unloadable, logit
+from fakes import Broken, FakeEngine, Traced, Unloadable, logit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyspark.sql import Window
@@ -234,7 +234,6 @@ def test_a_model_is_kept_and_the_collector_need_not_look_at_it(tmp_path: Path) -
     assert scoring.resident(scorer, spent) is scoring.resident(scorer, spent)
     assert spent.loads == len(scorer.loads()) == 1
     assert gc.get_freeze_count() > before
-    gc.unfreeze()
     scoring.resident(Traced(str(tmp_path), trigger="other"), spent)
     assert (spent.loads, len(scoring._models)) == (2, 1), "one model a process"
     scoring._models.clear()
@@ -255,8 +254,36 @@ def test_vectors_of_other_types_leave_as_arrow(spark: Any, tmp_path: Path, vecto
 
 def test_a_profile_is_not_asked_of_local_mode_and_several_gpus_an_executor_are_refused(spark: Any) -> None:
     assert scoring.profile_of(spark, scoring.StageResources(executor_cores=1)) is None
+    with pytest.raises(ValueError, match="executor_cores: missing"):
+        scoring.StageResources()
     assert scoring.profile_of(spark, None) is None
 
     cluster: Any = SimpleNamespace(conf={"spark.executor.resource.gpu.amount": "2"})
     with pytest.raises(ConfigError, match=r"expected 1, found 2: .* start more executors"):
         scoring.profile_of(cluster, None)
+
+
+def test_vectors_and_untouched_columns_are_not_copied() -> None:
+    vectors = np.arange(12, dtype=np.float32).reshape(3, 4)
+    lists = scoring._vectors(vectors)
+    assert lists.values.buffers()[1].address == vectors.ctypes.data
+    assert lists.to_pylist() == vectors.tolist()
+    ids = pa.RecordBatch.from_pydict({"id": [1, 2, 3], "text": ["a", "b", "c"]})
+    (window,) = scoring._windows(iter([ids]), ["text"], 64)
+    (batch,) = scoring._batches([window.column("id"), lists], ["id", "vector"])
+    assert batch.column("id").buffers()[1].address == ids.column("id").buffers()[1].address
+
+
+@pytest.mark.parametrize("bad", [np.array([[1.0, np.nan]], dtype=np.float32), np.array([[1, -128]], dtype=np.int8)])
+def test_a_vector_that_is_not_finite_is_not_stored(bad: Any) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        scoring._finite(bad)
+    assert scoring._finite(bad[:, :1]) is not None
+
+
+def test_an_error_names_the_way_to_it_and_no_text(spark: Any) -> None:
+    texts = spark.createDataFrame([("canary",)], "text string")
+    with pytest.raises(Exception, match="KeyError") as error:
+        embed_texts(texts, Broken(), "query").collect()
+    assert "fails_here" in str(error.value)
+    assert "canary" not in str(error.value)

@@ -30,8 +30,9 @@ class Budget:
         self._file = file
 
     def halve(self, tried: int) -> None:
-        """Memory ran out with a batch of `tried` tokens: from now on half of it, or of the budget if that is less."""
-        self.tokens = max(1, min(self.tokens, tried) // 2)
+        """Memory ran out with a batch of `tried` tokens: from now on half of that at most."""
+        # Batches that were cut before the last halving fail, too: they are no reason for another.
+        self.tokens = max(1, min(self.tokens, tried // 2))
         if self._file is not None:
             with _locked(self._file):
                 self.tokens = min(self.tokens, _read(self._file) or self.tokens)
@@ -56,7 +57,7 @@ def found(
 
 def remembered_in() -> Path:
     """The folder of remembered budgets: $ECOMSPARK_CACHE, else the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.environ.get("ECOMSPARK_CACHE") or Path(cache) / "ecomspark") / "token-budgets"
 
 
@@ -70,10 +71,16 @@ def device_name(device: torch.device) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of a GPU or of the host: torch says the latter by a plain RuntimeError."""
+    """Whether memory ran out, of a GPU or of the host: torch and cuBLAS say it by plain RuntimeErrors, too."""
+    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
     )
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether the process can use its GPU no more: after an illegal access or a failed assertion every call fails."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) and not is_out_of_memory(error)
 
 
 def _best(device: torch.device, try_out: Callable[[int], None]) -> int:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
+from ecomspark.errors import CheckpointError
 from ecomspark.models.checkpoint import Card, DataType, open_checkpoint
 from ecomspark.models.encoder import Encoder, Head
 from ecomspark.models.engine import Cut, Engine
@@ -66,7 +67,11 @@ def load(
     """
     checkpoint = open_checkpoint(folder.parent, folder.name, "cross_encoder", scorer_digest, data_type)
     device = device_of(gpu)
-    head = Head(load_weights(AutoModelForSequenceClassification, checkpoint, device)).to(device)
+    try:
+        head = Head(load_weights(AutoModelForSequenceClassification, checkpoint, device))
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.name}: not a cross-encoder that can be scored with: {error}") from None
+    head.to(device)
     tokenizer = pair_tokenizer(folder, checkpoint.card)
     encoder = Encoder(head.encoder, head.pooling, tokenizer.padding_id, device, checkpoint.card.data_type)
 

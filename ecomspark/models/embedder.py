@@ -15,6 +15,7 @@ from ecomspark.models.loading import device_of, engine_for, load_tokenizer, load
 from ecomspark.models.tokens import SequenceTokenizer, Texts
 
 Role = Literal["query", "passage"]
+NOT_FINITE = -128  # in int8 vectors, which have no NaN; no other value of theirs is below -127
 
 
 class Embedder:
@@ -69,5 +70,6 @@ def load(
 
 def _as_type(unit: torch.Tensor, vector_type: VectorType) -> torch.Tensor:
     if vector_type == "int8":
-        return (unit / unit.abs().amax(dim=1, keepdim=True) * 127).round().to(torch.int8)
+        whole = (unit / unit.abs().amax(dim=1, keepdim=True) * 127).round()
+        return whole.nan_to_num(nan=NOT_FINITE).to(torch.int8)
     return unit.half() if vector_type == "float16" else unit

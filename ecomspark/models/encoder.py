@@ -15,18 +15,14 @@ from numpy.typing import NDArray
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ecomspark.models.attention import PACKED, Bounds
+from ecomspark.models.budget import is_out_of_memory
 from ecomspark.models.checkpoint import DataType
 from ecomspark.models.linear import Int8Linear, OneDnnLinear, has_onednn, replace_linear
 from ecomspark.models.tokens import Ragged, Sequences, spans
 
 Pooling = Literal["mean", "first"]
 
-TORCH_TYPES: dict[DataType, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "int8": torch.float32,  # its linear layers are replaced after loading
-}
+_HALF: dict[DataType, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # How far packed and padded may lie apart, against the largest value: the order of additions differs, no more.
 _TOLERANCE: dict[DataType, float] = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.01, "int8": 0.05}
 
@@ -42,16 +38,19 @@ class Batch:
 
 
 class Encoder:
-    """An encoder without its head, in evaluation mode on a device. Its own pooler is taken off it (`Head` has it)."""
+    """An encoder without its head, given in fp32, brought to its type on a device. Its own pooler is taken off it:
+    `Head` has that, and keeps it in fp32."""
 
     def __init__(
         self, model: Any, pooling: Pooling, padding_id: int, device: torch.device, data_type: DataType = "fp32"
     ) -> None:
+        if hasattr(model, "pooler"):
+            model.pooler = None
         if data_type == "int8":
             replace_linear(model, Int8Linear)
         elif data_type == "fp32" and device.type == "cpu" and has_onednn():
             replace_linear(model, OneDnnLinear)
-        self._model = model.to(device).eval()
+        self._model = model.to(device=device, dtype=_HALF.get(data_type, torch.float32)).eval()
         self._pooling = pooling
         self._padding_id = padding_id
         self.device = device
@@ -59,8 +58,6 @@ class Encoder:
         # RoBERTa-like models count positions from behind the padding id; their position table says so.
         table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
         self._counts_past: int | None = getattr(table, "padding_idx", None)
-        if hasattr(model, "pooler"):
-            model.pooler = None
         self.is_packed = (
             bool(model._supports_attention_backend)
             and (device.type != "cuda" or data_type in ("bf16", "fp16"))
@@ -80,17 +77,12 @@ class Encoder:
         """fp32, shape (sequences, width): the mean of a sequence's token vectors, or the first."""
         if batch.bounds is None:
             hidden = self._model(**batch.inputs).last_hidden_state
-            if self._pooling == "first":
-                first: torch.Tensor = hidden[:, 0].float()
-                return first
-            mask = batch.inputs["attention_mask"].unsqueeze(-1).float()
-            mean: torch.Tensor = (hidden.float() * mask).sum(1) / mask.sum(1)
-            return mean
+            return pooled(hidden, batch.inputs["attention_mask"], self._pooling)
         hidden = self._model(**batch.inputs, bounds=batch.bounds).last_hidden_state[0]
         if self._pooling == "first":
             return hidden[batch.bounds.cumulative[:-1]].float()  # type: ignore[no-any-return]
         lengths = batch.bounds.cumulative.diff()
-        return torch.segment_reduce(hidden.float(), "mean", lengths=lengths, axis=0)
+        return torch.segment_reduce(hidden.float(), "mean", lengths=lengths, axis=0, unsafe=True)
 
     def _packed(self, sequences: Sequences, rows: NDArray[np.int64]) -> Batch:
         lengths = sequences.ids.lengths[rows]
@@ -120,18 +112,20 @@ class Encoder:
         self._model.set_attn_implementation(PACKED if is_packed else "sdpa")
 
     def _agrees(self, tolerance: float) -> bool:
-        """Whether packed and padded give the same vectors for three sequences of ids: of an architecture that declares
-        the interface and still keeps to itself where its sequences begin, this is how we know."""
-        known = int(self._model.config.vocab_size)
-        lengths = np.array([3, 19, 8])
-        ids = (np.arange(lengths.sum()) * 7 + 11).astype(np.int32) % known  # the padding id among them, where small
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        sequences = Sequences(Ragged(ids, starts), None, *[np.zeros(3, dtype=np.int32)] * 2)
-        with torch.inference_mode():
-            self._implement(True)
-            packed = self(self._packed(sequences, np.arange(3)))
-            self._implement(False)
-            apart = (packed - self(self._padded(sequences, np.arange(3)))).abs().max()
+        """Whether packed and padded give the same vectors: of an architecture that declares the interface and still
+        keeps to itself where its sequences begin, this is how we know."""
+        sequences = trial(self._model.config)
+        rows = np.arange(len(sequences))
+        try:
+            with torch.inference_mode():
+                self._implement(True)
+                packed = self(self._packed(sequences, rows))
+                self._implement(False)
+                apart = (packed - self(self._padded(sequences, rows))).abs().max()
+        except (RuntimeError, TypeError, ValueError, ImportError) as error:
+            if is_out_of_memory(error):
+                raise
+            return False
         return bool(apart <= tolerance * packed.abs().max().clamp_min(1.0))
 
 
@@ -139,17 +133,25 @@ class Head(torch.nn.Module):
     """The part of a classifier behind its encoder, in fp32 whatever the encoder's type: logits keep their resolution.
 
     transformers' own code of the head, whichever it is, over the pooled vectors: the encoder's place is taken by what
-    hands them on.
+    hands them on. Raises ValueError when a head reads anything but the first token's vector or the mean: tried out.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.pooling: Pooling = "mean" if getattr(model.config, "classifier_pooling", "cls") == "mean" else "first"
         self.encoder = model.base_model
-        given = _Given(self.encoder)
-        setattr(model, model.base_model_prefix, given)
-        self._model = model.float().eval()
-        self._given = given
+        sequences = trial(model.config)
+        inputs = {n: torch.from_numpy(v) for n, v in padded(sequences, np.arange(len(sequences)), 0).items()}
+        with torch.inference_mode():
+            whole = model(**inputs).logits
+            hidden = self.encoder(**inputs).last_hidden_state
+        self._given = _Given(self.encoder)
+        setattr(model, model.base_model_prefix, self._given)
+        self._model = model.eval()
+        with torch.inference_mode():
+            apart = (self(pooled(hidden, inputs["attention_mask"], self.pooling)) - whole).abs().max()
+        if apart > _TOLERANCE["fp32"] * max(1.0, float(whole.abs().max())):
+            raise ValueError("its head reads neither the first token nor the mean of all")
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Logits of shape (sequences, labels) from vectors of shape (sequences, width)."""
@@ -177,6 +179,23 @@ class _Given(torch.nn.Module):
         elif self.pooler is not None:
             pooled = self.pooler(hidden)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+
+def pooled(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """fp32, shape (sequences, width), of padded token vectors."""
+    if pooling == "first":
+        return hidden[:, 0].float()
+    mask = attention_mask.unsqueeze(-1).float()
+    return (hidden.float() * mask).sum(1) / mask.sum(1)
+
+
+def trial(config: Any) -> Sequences:
+    """Three sequences of ids, one longer than the usual window of local attention, to try a model out with."""
+    longest = min(150, getattr(config, "max_position_embeddings", 150) - 2)
+    lengths = np.array([3, longest, 8])
+    ids = (np.arange(lengths.sum()) * 7 + 11).astype(np.int32) % int(config.vocab_size)
+    none = np.zeros(3, dtype=np.int32)
+    return Sequences(Ragged(ids, np.concatenate([[0], np.cumsum(lengths)])), None, none, none)
 
 
 def padded(sequences: Sequences, rows: NDArray[np.int64], padding_id: int) -> dict[str, NDArray[np.int64]]:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ecomspark.models.budget import Budget, is_out_of_memory
+from ecomspark.errors import NOTE, way
+from ecomspark.models.budget import Budget, is_device_lost, is_out_of_memory
 from ecomspark.models.costs import Costs
 from ecomspark.models.encoder import Batch, Encoder
 from ecomspark.models.tokens import Ragged, Sequences
@@ -50,11 +51,12 @@ class Engine:
         """Whether a pass goes on after it was started: then the next window is started before one is fetched."""
         return self._encoder.device.type == "cuda"
 
-    def cut(self, sequences: Sequences) -> Cut:
-        """Batches under the budget, on the device. Safe in another thread than the one that runs them."""
-        counts = sequences.token_counts
-        rows = self._encoder.batches(counts, self.budget.tokens)
-        return Cut(sequences, [(of_batch, self._encoder.batch(sequences, of_batch)) for of_batch in rows])
+    def cut(self, sequences: Sequences, rows: NDArray[np.int64] | None = None) -> Cut:
+        """Some of the sequences, or all, in batches under the budget, on the device. Safe in another thread than the
+        one that runs them."""
+        rows = np.arange(len(sequences)) if rows is None else rows
+        cuts = [rows[some] for some in self._encoder.batches(sequences.token_counts[rows], self.budget.tokens)]
+        return Cut(sequences, [(of_batch, self._encoder.batch(sequences, of_batch)) for of_batch in cuts])
 
     def start(self, cut: Cut) -> Callable[[], NDArray[Any]]:
         """Run the batches; what comes back fetches the answers, in the order of the sequences.
@@ -70,7 +72,9 @@ class Engine:
                 answers = self._try(batch)
                 if answers is not None:
                     done.append((rows, answers))
-                    self.costs.add(Costs(tokens=batch.token_count, padding=batch.padding_count, batches=1))
+                    self.costs.tokens += batch.token_count
+                    self.costs.padding += batch.padding_count
+                    self.costs.batches += 1
                     continue
                 if len(rows) == 1:
                     raise MemoryError(f"a sequence of {batch.token_count} tokens does not fit into memory")
@@ -78,12 +82,8 @@ class Engine:
                 self.budget.halve(batch.token_count + batch.padding_count)
                 left = np.concatenate([rows, *(of_batch for of_batch, _ in reversed(todo))])
                 del batch
-                todo = self._again(cut.sequences, left)[::-1]
-        return lambda: _in_order(done, len(cut.sequences))
-
-    def run(self, sequences: Sequences) -> NDArray[Any]:
-        """The answers, in the order of the sequences. No sequences, no answers: shape (0,)."""
-        return self.start(self.cut(sequences))()
+                todo = self.cut(cut.sequences, left).batches[::-1]
+            return self._sent_back(done, len(cut.sequences))
 
     def try_out(self, max_tokens: int) -> Callable[[int], None]:
         """A forward pass of a given number of tokens, in sequences of up to 128, for finding the budget."""
@@ -110,9 +110,26 @@ class Engine:
             torch.cuda.empty_cache()
         return None
 
-    def _again(self, sequences: Sequences, left: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Batch]]:
-        cuts = self._encoder.batches(sequences.token_counts[left], self.budget.tokens)
-        return [(left[of_batch], self._encoder.batch(sequences, left[of_batch])) for of_batch in cuts]
+    def _sent_back(self, done: list[tuple[NDArray[np.int64], torch.Tensor]], count: int) -> Callable[[], NDArray[Any]]:
+        """The answers are on their way to the host when this returns; what comes back waits for them, not for what was
+        started since."""
+        if not done:
+            return lambda: np.empty(0, dtype=np.float32)
+        rows, answers = np.concatenate([rows for rows, _ in done]), torch.cat([answers for _, answers in done])
+        arrived = None
+        if self.is_asynchronous:
+            answers = torch.empty(answers.shape, dtype=answers.dtype, pin_memory=True).copy_(answers, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+
+        def fetched() -> NDArray[Any]:
+            if arrived is not None:
+                arrived.synchronize()
+            ordered = np.empty((count, *answers.shape[1:]), dtype=answers.numpy().dtype)
+            ordered[rows] = answers.numpy()
+            return ordered
+
+        return fetched
 
     def peak_memory(self) -> int:
         """Bytes: the most that this process had, of its GPU where the model is on one."""
@@ -209,14 +226,8 @@ def _caught(function: Callable[[Any], Answer], argument: Any) -> Answer | Except
     try:
         return function(argument)
     except Exception as error:
-        # Its frames hold tensors and texts; its class is all that is said of it.
+        if is_device_lost(error):
+            raise  # the task must fail, and its process end: no row is to blame
+        # Its frames hold tensors and texts: only the way to it is kept.
+        error.add_note(f"{NOTE}{way(error)}")
         return error.with_traceback(None)
-
-
-def _in_order(done: list[tuple[NDArray[np.int64], torch.Tensor]], count: int) -> NDArray[Any]:
-    if not done:
-        return np.empty(0, dtype=np.float32)
-    answers = torch.cat([answers for _, answers in done]).cpu().numpy()
-    ordered = np.empty((count, *answers.shape[1:]), dtype=answers.dtype)
-    ordered[np.concatenate([rows for rows, _ in done])] = answers
-    return ordered

@@ -10,21 +10,23 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ecomspark.errors import CheckpointError
 from ecomspark.models.budget import Budget, found
 from ecomspark.models.checkpoint import Checkpoint
-from ecomspark.models.encoder import TORCH_TYPES, Encoder
+from ecomspark.models.encoder import Encoder
 from ecomspark.models.engine import Engine
 
 _SAFELY = {"trust_remote_code": False, "local_files_only": True}
 
 
 def device_of(gpu: str | None) -> torch.device:
-    """The GPU of that address; without one the first GPU there is, else the CPU."""
+    """The GPU of that address, or the CPU by the name `cpu`; without a name the first GPU there is, else the CPU."""
+    if gpu == "cpu":
+        return torch.device("cpu")
     if gpu is not None:
         return torch.device(f"cuda:{gpu}")
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def load_weights(architecture: Any, checkpoint: Checkpoint, device: torch.device, may_lack: str = "") -> Any:
-    """The model, in evaluation mode. `may_lack`: prefix of weights that nothing here reads.
+    """The model in fp32, in evaluation mode. `may_lack`: prefix of weights that nothing here reads.
 
     Raises CheckpointError when weights are missing, or when the type does not run on the device.
     """
@@ -35,7 +37,7 @@ def load_weights(architecture: Any, checkpoint: Checkpoint, device: torch.device
         str(checkpoint.folder),
         use_safetensors=True,
         output_loading_info=True,
-        dtype=TORCH_TYPES[data_type],
+        dtype=torch.float32,
         **_SAFELY,
     )
     missing = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
@@ -60,4 +62,6 @@ def engine_for(
     if token_budget is None:
         try_out = engine.try_out(checkpoint.card.max_tokens)
         engine.budget = found(checkpoint.scorer_digest, encoder.device, try_out)
+        if engine.is_asynchronous:
+            torch.cuda.reset_peak_memory_stats(encoder.device)  # trying went up to where memory ended, on purpose
     return engine

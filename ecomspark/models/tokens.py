@@ -30,11 +30,6 @@ class Texts:
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         return cls(list(places), np.fromiter((places[text] for text in texts), dtype=np.int64, count=len(texts)))
 
-    def take(self, rows: NDArray[np.int64]) -> "Texts":
-        """Some of the rows, with only the texts that they have."""
-        kept, places = np.unique(self.rows[rows], return_inverse=True)
-        return Texts([self.distinct[place] for place in kept], places.astype(np.int64))
-
     def __len__(self) -> int:
         return len(self.rows)
 

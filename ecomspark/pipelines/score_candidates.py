@@ -107,10 +107,11 @@ def _needed(current: Run, checkpoint: Checkpoint, max_tries: int) -> DataFrame:
 def _score(
     current: Run, needed: DataFrame, count: int, scorer_digest: bytes, scorer: Description, config: Config
 ) -> None:
-    # A number of partitions that is given is kept: Spark would merge small ones into one long task.
-    # Pairs of one passage stand together: it travels to the tokenizer once a window, not once a pair.
-    tasks = needed.repartition(math.ceil(count / config.pairs_per_task), "passage_digest")
-    tasks = tasks.sortWithinPartitions("passage_digest")
+    # A number of partitions that is given is kept: Spark would merge small ones into one long task. By ranges pairs of
+    # one passage stand together, so it is tokenised once a window, and an item of many queries fills no task alone.
+    by_passage = ("passage_digest", "query_digest")
+    tasks = needed.repartitionByRange(math.ceil(count / config.pairs_per_task), *by_passage)
+    tasks = tasks.sortWithinPartitions(*by_passage)
     spark = current.warehouse.spark
     costs, start = costs_of(spark), time.monotonic()
     scores = score_pairs(tasks, scorer, costs, profile_of(spark, config.resources))

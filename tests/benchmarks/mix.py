@@ -19,7 +19,7 @@ _MEAN_WORDS = 125.0  # of a description, so that a pair has 106 tokens on averag
 
 
 def pairs(count: int, kind: str = "mix", seed: int = 4) -> pd.DataFrame:
-    """(id, query_text, passage_text): `count` rows, no two alike."""
+    """(id, query_text, passage_text): `count` rows; a title may come again, with other words behind it."""
     generator = np.random.default_rng(seed)
     lines = pd.read_parquet(SAMPLE / "online_retail_lines.parquet", columns=["Description"])
     titles = lines["Description"].dropna().str.strip().str.lower().drop_duplicates()

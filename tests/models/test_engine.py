@@ -60,6 +60,24 @@ def test_memory_that_runs_out_halves_the_budget_and_loses_no_row(scorer: Any, er
     assert max(small.tried) <= 60, "the lower budget is kept"
 
 
+def test_batches_that_were_cut_before_halve_nothing_more(scorer: Any) -> None:
+    """Windows are cut ahead: one shortage makes each of them fail once, and is one reason only."""
+    ahead = [scorer.prepare(Texts.of(QUERIES), Texts.of(PASSAGES)) for _ in range(3)]
+    scorer.engine._encoder = Small(scorer.engine._encoder, 120, RuntimeError)
+    for prepared in ahead:
+        assert np.isfinite(scorer.start(prepared)().logits).all()
+    assert scorer.engine.costs.out_of_memory == 3
+    assert scorer.engine.token_budget > 80
+
+
+def test_a_gpu_that_is_lost_fails_the_task_and_blames_no_row() -> None:
+    def start(n: int) -> Callable[[], int]:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(torch.AcceleratorError):
+        list(stream([1], lambda n: n, start, Costs()))
+
+
 def test_a_sequence_that_does_not_fit_alone_says_so(scorer: Any) -> None:
     scorer.engine._encoder = Small(scorer.engine._encoder, 3, RuntimeError)
     with pytest.raises(MemoryError, match=r"a sequence of \d+ tokens does not fit"):

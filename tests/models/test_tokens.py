@@ -34,8 +34,6 @@ def test_ids_equal_the_tokenizers_own_after_the_same_caps(style: str, pairs: lis
         whole_query = tokenizer(query[: 9 * CHARACTERS_A_TOKEN], add_special_tokens=False)["input_ids"]
         whole_passage = tokenizer(passage[: 32 * CHARACTERS_A_TOKEN], add_special_tokens=False)["input_ids"]
         specials = tokenizer.num_special_tokens_to_add(pair=True)
-        own_ids = tokenizer.backend_tokenizer.post_processor  # the frame is the tokenizer's; the texts are these
-        assert own_ids is not None
         room = 32 - specials - min(9, len(whole_query))
         own = frame(style, whole_query[:9], whole_passage[:room])
         start, end = made.ids.starts[row : row + 2]
@@ -114,12 +112,9 @@ def test_another_callers_truncation_changes_nothing() -> None:
     assert made.token_counts.tolist() == [6, 3]
 
 
-def test_taking_rows_keeps_their_texts() -> None:
+def test_rows_of_one_text_share_it() -> None:
     texts = Texts.of(["a", "b", "a", "c", "b"])
-    assert texts.distinct == ["a", "b", "c"]
-    taken = texts.take(np.array([4, 2, 1]))
-    assert [taken.distinct[place] for place in taken.rows] == ["b", "a", "b"]
-    assert sorted(taken.distinct) == ["a", "b"]
+    assert (texts.distinct, texts.rows.tolist()) == (["a", "b", "c"], [0, 1, 0, 2, 1])
 
 
 def test_caps_that_leave_no_room_are_refused() -> None:

@@ -63,6 +63,27 @@ def test_only_what_has_no_score_is_scored(copied: Shop) -> None:
     assert copied.run("score_candidates", "back").rows["to_score"] == 0, "a title changed back, a price: nothing to do"
 
 
+def test_another_type_is_another_scorer_and_a_run_says_what_it_cost(copied: Shop) -> None:
+    pairs = copied.rows(SCORES).count()
+    whole = {"data_types": {"relevance-1": "int8"}}
+    said = copied.run("score_candidates", "int8", **whole)
+    assert said.rows["scored"] == said.rows["to_score"] == pairs
+    scores = copied.rows(SCORES)
+    assert scores.select("scorer_digest").distinct().count() == 2
+    assert said.rows["padding_tokens"] == 0
+    assert 0 <= said.rows["model_loads"] <= 2
+    assert said.rows["tokens_per_second"] > 0
+    assert said.rows["seconds_a_million"] > 0
+    assert said.rows["peak_memory_mib"] > 50
+    assert {"score.tokenising", "score.waiting", "score.forward", "score.loading"} <= set(said.seconds)
+    copied.run("rank_candidates", "int8", **whole)
+    digest = open_checkpoint(copied.models, "relevance-1", data_type="int8").scorer_digest
+    ranked_by = {
+        bytes(row["scorer_digest"]) for row in copied.rows(RANKINGS).select("scorer_digest").distinct().collect()
+    }
+    assert ranked_by == {digest}, "no ranking mixes scorers"
+
+
 def test_each_pair_is_forwarded_once_however_often_the_job_runs(copied: Shop, tmp_path: Path) -> None:
     scorer = Traced(str(tmp_path))
     first = run_traced(copied, "1", scorer, pairs_per_task=7)
