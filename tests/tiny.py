@@ -47,8 +47,9 @@ _SIZES = {
 # Every kind of encoder that the engine is tried on, with what its configuration needs beside the common sizes.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert": {},
-    "roberta": {"pad_token_id": 0, "type_vocab_size": 1},
-    "xlm-roberta": {"pad_token_id": 0, "type_vocab_size": 1},
+    # Positions from 2, as the real ones have them: their padding id is 1.
+    "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
     "electra": {"embedding_size": 16},
     "distilbert": {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2},
     "albert": {"embedding_size": 16, "classifier_dropout_prob": 0.0},
