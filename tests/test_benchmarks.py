@@ -34,10 +34,11 @@ def test_the_mix_has_the_lengths_that_it_states() -> None:
 @pytest.mark.parametrize(
     ("ratios", "must", "holds"),
     [([0.8, 0.9, 1.0], ">= 0.85", True), ([0.8, 0.84, 1.0], ">= 0.85", False), ([2], "= 2", True), ([3], "= 2", False),
-     ([0.2, 0.3, 0.4], "<= 0.3", True), ([1.0], "", None)],
+     ([0.2, 0.3, 0.4], "<= 0.3", True), ([1.0], "", None),
+     ([0.9], "aim >= 0.85", True)],
 )  # fmt: skip
 def test_a_figure_is_the_median_and_is_held_against_what_must_be(ratios: Any, must: str, holds: bool | None) -> None:
-    from engine import judged
+    from figures import judged
 
     made = judged("x", ratios, must)
     assert made.holds is holds

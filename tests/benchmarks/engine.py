@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,8 @@ sys.path[:0] = [str(HERE), str(ROOT / "tests")]
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import models_only  # noqa: E402
+from figures import Figure, as_table, judged  # noqa: E402
 from mix import pairs  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Figure:
-    """`must`: what is asked, as '>= 0.85' or '' where only a report is. `holds`: None then."""
-
-    figure: str
-    value: float
-    must: str
-    holds: bool | None
-    spread: tuple[float, float]
 
 
 class Session:
@@ -74,17 +64,6 @@ class Session:
 
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
-def judged(figure: str, ratios: Sequence[float], must: str = "") -> Figure:
-    value = statistics.median(ratios)
-    holds = None
-    if must:
-        sign, _, limit = must.partition(" ")
-        holds = {">=": value >= float(limit), "<=": value <= float(limit), "=": value == float(limit)}[sign]
-    made = Figure(figure, float(value), must, holds, (float(min(ratios)), float(max(ratios))))
-    say(f"{figure}: {value:.4g} [{made.spread[0]:.4g}, {made.spread[1]:.4g}] {must} {'' if holds is None else holds}")
-    return made
 
 
 def in_turns(turns: int, sides: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
@@ -259,22 +238,15 @@ def main() -> int:
     for name, measure in parts.items():
         if not asked.only or name in asked.only:
             say(f"measuring: {name}")
-            found += measure()
+            measured = measure()
+            say(f"{name}:\n{as_table(measured)}")
+            found += measured
             asked.out.write_text(json.dumps([asdict(figure) for figure in found], indent=1) + "\n")
         if name == "slots":
             one.end()
             two.end()
     print(as_table(found))
     return 0 if all(figure.holds is not False for figure in found) else 1
-
-
-def as_table(found: Sequence[Figure]) -> str:
-    lines = ["| figure | value | spread | must | holds |", "|---|---|---|---|---|"]
-    for one in found:
-        low, high = one.spread
-        holds = {None: "", True: "yes", False: "**no**"}[one.holds]
-        lines.append(f"| {one.figure} | {one.value:.4g} | {low:.4g} to {high:.4g} | {one.must} | {holds} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ same code on CPU: that is what the test does, and its figures mean nothing.
 import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
+from figures import Figure, as_table, judged  # noqa: E402
 from mix import MAX_TOKENS, QUERY_MAX_TOKENS, pairs  # noqa: E402
 from tokenizers import BertWordPieceTokenizer  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
@@ -52,22 +52,6 @@ PEAKS = {
     "A100": {"half": 312.0, "fp32": 19.5},
 }
 VOCABULARY = 30_522
-
-
-@dataclass(frozen=True)
-class Figure:
-    figure: str
-    value: float
-    must: str
-    holds: bool | None
-    spread: tuple[float, float]
-
-
-def figure(name: str, values: list[float], aim: str = "") -> Figure:
-    """`must` holds an aim: on a GPU nothing more is asked."""
-    value = statistics.median(values)
-    holds = None if not aim else value >= float(aim.removeprefix("aim >= "))
-    return Figure(name, float(value), aim, holds, (float(min(values)), float(max(values))))
 
 
 def make_checkpoint(models: Path, size: str, rows: pd.DataFrame) -> Checkpoint:
@@ -174,20 +158,20 @@ def measure(
     peak = next((peaks[kind] for known, peaks in PEAKS.items() if known in name), None)
     place = f"{name}, {size}, {data_type}"
     figures = [
-        figure(f"{place}: mean tokens of a pair", [float(lengths.mean())]),
-        figure(f"{place}: tokens per second", [lengths.sum() / seconds for seconds in taken["ours"]]),
-        figure(f"{place}: packed" if was_packed else f"{place}: padded", [1.0]),
-        figure(f"{place}: against padded and sorted", ratios(taken, "padded")),
-        figure(f"{place}: against CrossEncoder.predict at its best", ratios(taken, "predict")),
-        figure(f"{place}: of a loop over tensors on the device", ratios(taken, "on device"), "aim >= 0.85"),
-        figure(f"{place}: share of the time waiting for the tokenizer", waiting),
-        figure(f"{place}: memory at most, GiB", [peak_memory / 2**30]),
-        figure(f"{place}: token budget found", [float(scorer.engine.token_budget)]),
+        judged(f"{place}: mean tokens of a pair", [float(lengths.mean())]),
+        judged(f"{place}: tokens per second", [lengths.sum() / seconds for seconds in taken["ours"]]),
+        judged(f"{place}: packed" if was_packed else f"{place}: padded", [1.0]),
+        judged(f"{place}: against padded and sorted", ratios(taken, "padded")),
+        judged(f"{place}: against CrossEncoder.predict at its best", ratios(taken, "predict")),
+        judged(f"{place}: of a loop over tensors on the device", ratios(taken, "on device"), "aim >= 0.85"),
+        judged(f"{place}: share of the time waiting for the tokenizer", waiting),
+        judged(f"{place}: memory at most, GiB", [peak_memory / 2**30]),
+        judged(f"{place}: token budget found", [float(scorer.engine.token_budget)]),
     ]
     if peak is not None:
         shares = [operations(size, lengths) / seconds / (peak * 1e12) for seconds in taken["ours"]]
         aim = "aim >= 0.35" if (size, kind) == ("BERT-base", "half") else ""
-        figures.append(figure(f"{place}: share of a peak of {peak:g} x 10^12", shares, aim))
+        figures.append(judged(f"{place}: share of a peak of {peak:g} x 10^12", shares, aim))
     return figures, logits
 
 
@@ -245,15 +229,12 @@ def main(arguments: list[str] | None = None) -> int:
                 if data_type != "fp32" and "fp32" in logits:
                     ranks = pd.Series(logits[data_type]).corr(pd.Series(logits["fp32"]), method="spearman")
                     found.append(
-                        figure(
+                        judged(
                             f"{device_name()}, {size}, {data_type}: Spearman with fp32", [float(ranks)], "aim >= 0.999"
                         )
                     )
                 asked.out.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-    print("| figure | value | spread | aim | holds |\n|---|---|---|---|---|")
-    for one in found:
-        held = {None: "", True: "yes", False: "**no**"}[one.holds]
-        print(f"| {one.figure} | {one.value:.4g} | {one.spread[0]:.4g} to {one.spread[1]:.4g} | {one.must} | {held} |")
+    print(as_table(found))
     return 0
 
 
