@@ -7,7 +7,6 @@ pandas. Windows of rows span Arrow batches and are tokenised while the window be
 
 import ctypes
 import gc
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,27 +17,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import model_validator
-from pyspark import Accumulator, AccumulatorParam, TaskContext
-from pyspark.resource import (
-    ExecutorResourceRequests,
-    ResourceProfile,
-    ResourceProfileBuilder,
-    TaskResourceRequests,
-)
+from pyspark import Accumulator, AccumulatorParam
+from pyspark.resource import ResourceProfile
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructField, StructType
 
-from ecomspark.config import Section, setting
-from ecomspark.errors import ConfigError, without_values
-from ecomspark.models.checkpoint import DataType, VectorType
+from ecomspark.errors import without_values
+from ecomspark.models.checkpoint import NOT_FINITE, DataType, VectorType
 from ecomspark.models.costs import Costs
+from ecomspark.resources import gpu_of_task, use_cores_of_task
 
 SCORED = (
     "logit double, activation double, token_count int, cut_query_tokens int, cut_passage_tokens int, "
     "error string, error_kind string"
 )
-SCORED_NAMES = [part.split()[0] for part in SCORED.split(", ")]
 _PASSING = (MemoryError, OSError, RuntimeError, TimeoutError)
 _BATCHES_A_WINDOW = 8  # enough that a half-filled last batch costs little, few enough that a window is soon read
 _BYTES_A_TOKEN = 4
@@ -87,6 +79,13 @@ class Description(Protocol):
     def load(self) -> Any: ...
 
 
+class EmbedderDescription(Description, Protocol):
+    """Of an embedder: the schema of its vectors has to be known before it is loaded."""
+
+    @property
+    def vector_type(self) -> VectorType: ...
+
+
 @dataclass(frozen=True)
 class CrossEncoderAt:
     """A cross-encoder's checkpoint, as it travels to executors. `token_budget` None: found there, and remembered."""
@@ -118,31 +117,6 @@ class EmbedderAt:
         return load(Path(self.folder), self.scorer_digest, gpu_of_task() or "cpu", self.token_budget, self.data_type)
 
 
-class StageResources(Section):
-    """What the scoring stage asks of the cluster for itself. A GPU is one task's, and a model's one process: with one
-    GPU an executor no GPU ever holds two models."""
-
-    task_cpus: int = setting(1, "cores of a task; its tokenizer and torch use as many threads", decides=False, ge=1)
-    task_gpus: Literal[0, 1] = setting(1, "GPUs of a task", decides=False)
-    executor_cores: int | None = setting(
-        None, "cores of an executor made for this stage; null: the executors that are there", decides=False, ge=1
-    )
-    executor_memory: str | None = setting(None, "heap of such an executor, such as 4g", decides=False)
-    executor_memory_overhead: str | None = setting(
-        None, "memory beside its heap, where models live, such as 8g", decides=False
-    )
-    discovery_script: str = setting("", "prints an executor's GPUs, on every host", decides=False)
-
-    @model_validator(mode="after")
-    def _of_its_own(self) -> "StageResources":
-        if self.executor_cores is None and (self.task_gpus or self.executor_memory or self.executor_memory_overhead):
-            raise ValueError(
-                "executor_cores: missing; a stage on GPUs or with memory of its own gets executors of its own: on "
-                "shared ones the workers of other stages push the one with the model out"
-            )
-        return self
-
-
 class CostsSum(AccumulatorParam[Costs]):
     """Adds up what tasks cost. A task that failed is not in it; one that Spark ran again counts again."""
 
@@ -156,36 +130,6 @@ class CostsSum(AccumulatorParam[Costs]):
 def costs_of(spark: SparkSession) -> Accumulator[Costs]:
     """Costs to hand to `score_pairs` or `embed_texts`; their `value` is whole when the action on the frame is over."""
     return spark.sparkContext.accumulator(Costs(), CostsSum())
-
-
-def profile_of(spark: SparkSession, asked: StageResources | None) -> ResourceProfile | None:
-    """The resource profile that is asked for; None where none is, and in local mode, which has no other executors.
-
-    Raises ConfigError when executors have several GPUs: idle workers would rotate over them, each with a model. Make
-    one and use it for all stages: Spark takes each for a request for executors of its own.
-    """
-    given = spark.conf.get("spark.executor.resource.gpu.amount", "1")
-    if given != "1":
-        raise ConfigError(
-            f"spark.executor.resource.gpu.amount: expected 1, found {given}: a Python worker that waits for its next "
-            "task keeps its model, so with one GPU an executor no GPU holds two; start more executors instead"
-        )
-    if asked is None or str(spark.sparkContext.master).split("[")[0] == "local":
-        return None
-    builder = ResourceProfileBuilder()
-    tasks = TaskResourceRequests().cpus(asked.task_cpus)
-    if asked.task_gpus:
-        tasks = tasks.resource("gpu", 1)
-    if asked.executor_cores:
-        executors = ExecutorResourceRequests().cores(asked.executor_cores)
-        if asked.executor_memory:
-            executors = executors.memory(asked.executor_memory)
-        if asked.executor_memory_overhead:
-            executors = executors.memoryOverhead(asked.executor_memory_overhead)
-        if asked.task_gpus:
-            executors = executors.resource("gpu", 1, asked.discovery_script)
-        builder = builder.require(executors)
-    return builder.require(tasks).build
 
 
 def score_pairs(
@@ -203,9 +147,9 @@ def score_pairs(
     schema = StructType([*kept, *_fields(SCORED)])
 
     def scored(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from ecomspark.models.engine import stream  # torch: in the worker only
-
         with _reported(costs) as spent:
+            from ecomspark.models.engine import stream  # torch: in the worker only
+
             model: PairScorer = resident(scorer, spent)
             windows = _windows(batches, ["query_text", "passage_text"], model.engine.token_budget)
             prepare = _present(model)
@@ -221,7 +165,7 @@ def score_pairs(
 
 def embed_texts(
     texts: DataFrame,
-    embedder: Description,
+    embedder: EmbedderDescription,
     role: Literal["query", "passage"],
     costs: Accumulator[Costs] | None = None,
     profile: ResourceProfile | None = None,
@@ -232,13 +176,13 @@ def embed_texts(
     Fails when a text is null or cannot be embedded.
     """
     kept = [field for field in texts.schema.fields if field.name != "text"]
-    is_whole = getattr(embedder, "vector_type", "float32") == "int8"
-    schema = StructType([*kept, *_fields(f"vector array<{'tinyint' if is_whole else 'float'}>")])
+    element = "tinyint" if embedder.vector_type == "int8" else "float"
+    schema = StructType([*kept, *_fields(f"vector array<{element}>")])
 
     def embedded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from ecomspark.models.engine import stream  # torch: in the worker only
-
         with _reported(costs) as spent:
+            from ecomspark.models.engine import stream  # torch: in the worker only
+
             model = resident(embedder, spent)
             windows = _windows(batches, ["text"], model.engine.token_budget)
 
@@ -256,22 +200,6 @@ def embed_texts(
     return texts.mapInArrow(embedded, schema, profile=profile)
 
 
-def gpu_of_task() -> str | None:
-    """The address of the GPU that Spark gave this task; None where it gave none."""
-    context = TaskContext.get()
-    given = context.resources().get("gpu") if context else None
-    return str(given.addresses[0]) if given else None
-
-
-def _use_cores_of_task() -> None:
-    """As many threads for torch and the tokenizer as the task has cores. Spark itself says only what its configuration
-    has, not what a resource profile gives; torch reads this when it is imported."""
-    context = TaskContext.get()
-    if context is not None and context.cpus() > 1:
-        cores = str(context.cpus())
-        os.environ.update(OMP_NUM_THREADS=cores, RAYON_NUM_THREADS=cores, TOKENIZERS_PARALLELISM="true")
-
-
 _models: dict[tuple[Description, str | None], Any] = {}
 
 
@@ -283,7 +211,6 @@ def resident(description: Description, spent: Costs) -> Any:
             _models.clear()
             gc.unfreeze()  # what was frozen with the last model could never be collected
             gc.collect()
-        _use_cores_of_task()
         with spent.timed("loading"):
             _models[key] = description.load()
             # The worker collects garbage after every task; the model's objects need not be looked at each time.
@@ -304,7 +231,8 @@ def _give_back() -> None:
 
 @contextmanager
 def _reported(costs: Accumulator[Costs] | None) -> Iterator[Costs]:
-    """What this task spends, added to `costs` when it is over."""
+    """What this task spends, added to `costs` when it is over. Entered before anything imports torch."""
+    use_cores_of_task()
     spent = Costs()
     yield spent
     for model in _models.values():
@@ -379,6 +307,8 @@ _NUMBERS = {
 
 def _scored(model: PairScorer, window: pa.Table, answer: PairScores | Exception) -> _Rows:
     """A row a pair. A window that met an error is halved until the pairs that meet it stand alone."""
+    from ecomspark.models.engine import caught  # torch: in the worker only
+
     count = window.num_rows
     numbers: dict[str, NDArray[Any]] = {name: np.zeros(count, dtype=kind) for name, kind in _NUMBERS.items()}
     found = _Rows(numbers, [None] * count, [None] * count)
@@ -399,17 +329,10 @@ def _scored(model: PairScorer, window: pa.Table, answer: PairScores | Exception)
             fail(int(rows[0]), type(answer).__name__, "passing" if isinstance(answer, _PASSING) else "lasting")
         else:
             for half in np.array_split(rows, 2):
-                take(half, attempt(half))
+                take(half, caught(attempt, window.take(pa.array(half))))
 
-    def attempt(rows: NDArray[np.int64]) -> PairScores | Exception:
-        part = window.take(pa.array(rows))
-        try:
-            prepared = model.prepare(_texts(part.column("query_text")), _texts(part.column("passage_text")))
-            return model.start(prepared)()
-        except Exception as error:  # whatever it is: it becomes the rows' error, by its class only
-            if type(error).__name__ == "AcceleratorError":
-                raise  # the GPU is lost to this process: no row is to blame
-            return error
+    def attempt(part: pa.Table) -> PairScores:
+        return model.start(_present(model)(part))()
 
     has_text = _has_text(window)
     for row in np.flatnonzero(~has_text):
@@ -426,7 +349,7 @@ def _columns(rows: _Rows) -> list[pa.Array]:
 
 
 def _finite(vectors: NDArray[Any]) -> NDArray[Any]:
-    is_finite = vectors != -128 if vectors.dtype == np.int8 else np.isfinite(vectors)
+    is_finite = vectors != NOT_FINITE if vectors.dtype == np.int8 else np.isfinite(vectors)
     if not is_finite.all():
         raise ValueError("a vector is not finite")
     return vectors

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ecomspark.models.checkpoint import VectorType
 from ecomspark.models.costs import Costs
 from ecomspark.models.cross_encoder import Scores
 from ecomspark.models.tokens import Texts
-from ecomspark.scoring import gpu_of_task
+from ecomspark.resources import gpu_of_task
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ def _first_time(folder: str, what: str) -> bool:
 @dataclass(frozen=True)
 class Broken:
     """An embedder that fails on every text, with the text in its error."""
+
+    vector_type: VectorType = "float32"
 
     def load(self) -> "Broken":
         return self

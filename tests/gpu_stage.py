@@ -26,7 +26,8 @@ def main(folder: Path, master: str, way: str) -> None:
     from pyspark.sql import SparkSession
     from pyspark.sql import functions as F
 
-    from ecomspark.scoring import StageResources, costs_of, profile_of, score_pairs
+    from ecomspark.resources import StageResources, profile_of
+    from ecomspark.scoring import costs_of, score_pairs
 
     script = folder / "gpus.sh"
     script.write_text(SCRIPT)

@@ -14,7 +14,7 @@ LAYERS = {
     "text": 1, "metrics": 1, "schemas": 1, "preflight": 1,
     "config": 2, "evaluation": 2,
     "models": 3, "tables": 3,
-    "runs": 4, "features": 4,
+    "runs": 4, "features": 4, "resources": 4,
     "scoring": 5, "launch": 5, "importing": 5, "training": 5,
     "daemon": 6, "demo_data": 6, "pipelines": 6,
     "demo": 7,

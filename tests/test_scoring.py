@@ -1,6 +1,9 @@
 """The gate: one evaluation a row, one load a worker, bad rows told apart, faults survived (R1, R2, R7, R17)."""
 
 import gc
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +27,7 @@ from ecomspark.models import cross_encoder, embedder
 from ecomspark.models.costs import Costs
 from ecomspark.models.engine import stream
 from ecomspark.models.tokens import Texts
+from ecomspark.resources import StageResources, profile_of
 from ecomspark.scoring import CrossEncoderAt, EmbedderAt, embed_texts, score_pairs
 from ecomspark.tables import Author, Warehouse
 
@@ -94,11 +98,10 @@ class Explodes:
 def through_the_gate(model: Any, queries: list[str | None], passages: list[str | None]) -> pd.DataFrame:
     """What a window of rows becomes, without Spark."""
     table = pa.table({"query_text": pa.array(queries, pa.string()), "passage_text": pa.array(passages, pa.string())})
+    names = [part.split()[0] for part in scoring.SCORED.split(", ")]
     found = []
     for window, answer in stream([table], scoring._present(model), model.start, Costs()):
-        found.append(
-            pa.Table.from_arrays(scoring._columns(scoring._scored(model, window, answer)), scoring.SCORED_NAMES)
-        )
+        found.append(pa.Table.from_arrays(scoring._columns(scoring._scored(model, window, answer)), names))
     return pa.concat_tables(found).to_pandas()
 
 
@@ -253,14 +256,14 @@ def test_vectors_of_other_types_leave_as_arrow(spark: Any, tmp_path: Path, vecto
 
 
 def test_a_profile_is_not_asked_of_local_mode_and_several_gpus_an_executor_are_refused(spark: Any) -> None:
-    assert scoring.profile_of(spark, scoring.StageResources(executor_cores=1)) is None
+    assert profile_of(spark, StageResources(executor_cores=1)) is None
     with pytest.raises(ValueError, match="executor_cores: missing"):
-        scoring.StageResources()
-    assert scoring.profile_of(spark, None) is None
+        StageResources()
+    assert profile_of(spark, None) is None
 
     cluster: Any = SimpleNamespace(conf={"spark.executor.resource.gpu.amount": "2"})
     with pytest.raises(ConfigError, match=r"expected 1, found 2: .* start more executors"):
-        scoring.profile_of(cluster, None)
+        profile_of(cluster, None)
 
 
 def test_vectors_and_untouched_columns_are_not_copied() -> None:
@@ -287,3 +290,25 @@ def test_an_error_names_the_way_to_it_and_no_text(spark: Any) -> None:
         embed_texts(texts, Broken(), "query").collect()
     assert "fails_here" in str(error.value)
     assert "canary" not in str(error.value)
+
+
+def test_torch_has_as_many_threads_as_the_task_has_cores() -> None:
+    """In a process of its own, for torch reads it when it is imported: a stage must not import torch before."""
+    script = """
+from types import SimpleNamespace
+from ecomspark import resources, scoring
+resources.TaskContext = SimpleNamespace(get=lambda: SimpleNamespace(cpus=lambda: 2, resources=dict))
+class Stage:
+    schema = SimpleNamespace(fields=[])
+    def mapInArrow(self, function, schema, profile):
+        return function
+scoring._fields = lambda ddl: []
+class Model:
+    def load(self):
+        import torch
+        raise SystemExit(f"{torch.get_num_threads()} threads")
+list(scoring.score_pairs(Stage(), Model())(iter([])))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=100)
+    assert done.stderr.strip().endswith("2 threads"), done.stderr[-500:]

@@ -31,6 +31,7 @@ CHARACTERS_A_TOKEN = 32
 
 DataType = Literal["fp32", "bf16", "fp16", "int8"]
 VectorType = Literal["float32", "float16", "int8"]
+NOT_FINITE = -128  # in int8 vectors, which have no NaN; no other value of theirs is below -127
 
 _NAME = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9_.=-]{0,127}")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".msgpack", ".h5"}

@@ -28,11 +28,6 @@ class Costs:
         sums = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in _FIELDS}
         return Costs(**sums | {"peak_memory": max(self.peak_memory, other.peak_memory)})
 
-    def add(self, other: "Costs") -> None:
-        """Add `other` to this one, in place."""
-        for field in _FIELDS:
-            setattr(self, field.name, getattr(self + other, field.name))
-
     @property
     def padding_share(self) -> float:
         """Of all tokens that were forwarded, those that were padding."""

@@ -67,8 +67,9 @@ def load(
     """
     checkpoint = open_checkpoint(folder.parent, folder.name, "cross_encoder", scorer_digest, data_type)
     device = device_of(gpu)
+    model = load_weights(AutoModelForSequenceClassification, checkpoint, device)
     try:
-        head = Head(load_weights(AutoModelForSequenceClassification, checkpoint, device))
+        head = Head(model)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.name}: not a cross-encoder that can be scored with: {error}") from None
     head.to(device)

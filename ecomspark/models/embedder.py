@@ -8,14 +8,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel
 
-from ecomspark.models.checkpoint import Card, DataType, VectorType, open_checkpoint
+from ecomspark.models.checkpoint import NOT_FINITE, Card, DataType, VectorType, open_checkpoint
 from ecomspark.models.encoder import Encoder
 from ecomspark.models.engine import Cut, Engine
 from ecomspark.models.loading import device_of, engine_for, load_tokenizer, load_weights
 from ecomspark.models.tokens import SequenceTokenizer, Texts
 
 Role = Literal["query", "passage"]
-NOT_FINITE = -128  # in int8 vectors, which have no NaN; no other value of theirs is below -127
 
 
 class Embedder:

@@ -18,7 +18,7 @@ from ecomspark.models.attention import PACKED, Bounds
 from ecomspark.models.budget import is_out_of_memory
 from ecomspark.models.checkpoint import DataType
 from ecomspark.models.linear import Int8Linear, OneDnnLinear, has_onednn, replace_linear
-from ecomspark.models.tokens import Ragged, Sequences, spans
+from ecomspark.models.tokens import Ragged, Sequences, spans, starts_of
 
 Pooling = Literal["mean", "first"]
 
@@ -87,15 +87,14 @@ class Encoder:
     def _packed(self, sequences: Sequences, rows: NDArray[np.int64]) -> Batch:
         lengths = sequences.ids.lengths[rows]
         places = spans(sequences.ids.starts[rows], lengths)
-        starts = np.concatenate([[0], np.cumsum(lengths)])
         ids = sequences.ids.flat[places]
-        inputs = {"input_ids": ids, "position_ids": np.arange(len(places)) - np.repeat(starts[:-1], lengths)}
+        inputs: dict[str, NDArray[Any]] = {"input_ids": ids, "position_ids": spans(np.zeros_like(lengths), lengths)}
         if self._counts_past is not None:
             inputs["position_ids"] = _past_padding(ids, lengths, self._counts_past)
         if sequences.type_ids is not None:
             inputs["token_type_ids"] = sequences.type_ids[places]
         on_device = {name: self._sent(values.astype(np.int64)[None]) for name, values in inputs.items()}
-        bounds = Bounds(lengths.tolist(), self._sent(starts.astype(np.int32)))
+        bounds = Bounds(lengths.tolist(), self._sent(starts_of(lengths).astype(np.int32)))
         return Batch(on_device, bounds, len(places), 0)
 
     def _padded(self, sequences: Sequences, rows: NDArray[np.int64]) -> Batch:
@@ -195,7 +194,7 @@ def trial(config: Any) -> Sequences:
     lengths = np.array([3, longest, 8])
     ids = (np.arange(lengths.sum()) * 7 + 11).astype(np.int32) % int(config.vocab_size)
     none = np.zeros(3, dtype=np.int32)
-    return Sequences(Ragged(ids, np.concatenate([[0], np.cumsum(lengths)])), None, none, none)
+    return Sequences(Ragged(ids, starts_of(lengths)), None, none, none)
 
 
 def padded(sequences: Sequences, rows: NDArray[np.int64], padding_id: int) -> dict[str, NDArray[np.int64]]:

@@ -154,7 +154,7 @@ def stream(
     started: list[tuple[Window, Callable[[], Answer] | Exception]] = []
     for window, prepared in ahead(_prepared(windows, prepare, costs), costs):
         with costs.timed("forward"):
-            started.append((window, _caught(start, prepared) if not isinstance(prepared, Exception) else prepared))
+            started.append((window, caught(start, prepared) if not isinstance(prepared, Exception) else prepared))
         while len(started) > int(is_asynchronous):
             yield _fetched(*started.pop(0), costs)
     for window, answer in started:
@@ -211,7 +211,7 @@ def _prepared(
         if window is None:
             return
         with costs.timed("tokenising"):
-            prepared = _caught(prepare, window)
+            prepared = caught(prepare, window)
         yield window, prepared
 
 
@@ -219,10 +219,11 @@ def _fetched(
     window: Window, answer: Callable[[], Answer] | Exception, costs: Costs
 ) -> tuple[Window, Answer | Exception]:
     with costs.timed("forward"):
-        return window, answer if isinstance(answer, Exception) else _caught(lambda _: answer(), None)
+        return window, answer if isinstance(answer, Exception) else caught(lambda _: answer(), None)
 
 
-def _caught(function: Callable[[Any], Answer], argument: Any) -> Answer | Exception:
+def caught(function: Callable[[Any], Answer], argument: Any) -> Answer | Exception:
+    """What the function gives, or the exception that it met; but a GPU that is lost to this process is raised."""
     try:
         return function(argument)
     except Exception as error:

@@ -77,7 +77,7 @@ class SequenceTokenizer:
     ) -> None:
         self._of_text = _Frame(tokenizer(["a"], return_token_type_ids=True))
         self._of_pair = _Frame(tokenizer(["a"], ["a"], return_token_type_ids=True))
-        # The truncation and padding that its file, or a call, set on it stay there; of what is cut we keep count.
+        # Its file may ask for truncation and padding; here what is cut is counted, and nothing is padded.
         self._backend: Any = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -136,7 +136,7 @@ class SequenceTokenizer:
         encoded = self._backend.encode_batch_fast(read, add_special_tokens=False)
         lengths = np.fromiter((len(one) for one in encoded), dtype=np.int64, count=len(encoded))
         flat = np.fromiter(chain.from_iterable(one.ids for one in encoded), dtype=np.int32, count=int(lengths.sum()))
-        return Ragged(flat, _starts(lengths))
+        return Ragged(flat, starts_of(lengths))
 
 
 class _Frame:
@@ -158,7 +158,7 @@ class _Frame:
     def around(self, texts: Sequence[tuple[Ragged, NDArray[np.int64], NDArray[np.int64]]]) -> Ragged:
         """Sequences of (ids of distinct texts, which of them, how much of it): one copy a text, no loop over rows."""
         lengths = self.count + np.sum([kept for _, _, kept in texts], axis=0)
-        starts = _starts(lengths)
+        starts = starts_of(lengths)
         flat = np.empty(int(starts[-1]), dtype=np.int32)
         at = starts[:-1].copy()
         for special, (ids, rows, kept) in zip(self.specials, texts, strict=False):
@@ -177,7 +177,8 @@ class _Frame:
         return np.repeat(np.tile(np.array(self._part_types, dtype=np.uint8), len(lengths)), lengths.ravel())
 
 
-def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def starts_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where rows of these lengths begin, one behind the other, and where the last ends."""
     return np.concatenate([[0], np.cumsum(lengths)])
 
 

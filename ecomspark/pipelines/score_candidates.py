@@ -12,9 +12,10 @@ from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ContractError
 from ecomspark.features.scores import PAIR, lacking, pair_texts, standing
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
+from ecomspark.resources import StageResources, profile_of
 from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import CANDIDATES, ITEMS, QUERIES, SCORES, TEXTS
-from ecomspark.scoring import CrossEncoderAt, Description, StageResources, costs_of, profile_of, score_pairs
+from ecomspark.scoring import CrossEncoderAt, Description, costs_of, score_pairs
 from ecomspark.tables import Warehouse
 
 JOB = "score_candidates"

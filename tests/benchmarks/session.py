@@ -28,7 +28,7 @@ from pyspark.sql.functions import pandas_udf  # noqa: E402
 
 from ecomspark import tables  # noqa: E402
 from ecomspark.features.scores import pair_texts  # noqa: E402
-from ecomspark.models.checkpoint import open_checkpoint  # noqa: E402
+from ecomspark.models.checkpoint import VectorType, open_checkpoint  # noqa: E402
 from ecomspark.models.costs import Costs  # noqa: E402
 from ecomspark.schemas import CANDIDATES, ITEMS, QUERIES, SCORES, TEXTS  # noqa: E402
 from ecomspark.scoring import CrossEncoderAt, EmbedderAt, costs_of, embed_texts, score_pairs  # noqa: E402
@@ -61,7 +61,7 @@ class Said:
 class NoWork:
     """A scorer and embedder that does nothing: what is left is the plumbing."""
 
-    vector_type = "float32"
+    vector_type: VectorType = "float32"
 
     def load(self) -> "NoWorkModel":
         return NoWorkModel()

@@ -210,8 +210,7 @@ def test_leaving_early_ends_the_reader() -> None:
 
 
 def test_costs_add_up() -> None:
-    total = Costs(rows=1, tokens=10, peak_memory=5)
-    total.add(Costs(rows=2, tokens=20, padding=10, peak_memory=3))
+    total = Costs(rows=1, tokens=10, peak_memory=5) + Costs(rows=2, tokens=20, padding=10, peak_memory=3)
     assert (total.rows, total.tokens, total.peak_memory) == (3, 30, 5)
     assert total.padding_share == 0.25
     with total.timed("forward"):
