@@ -58,6 +58,17 @@ class Bm25(Section):
     )
 
 
+class LeaseSettings(Section):
+    """Who may publish to a table is written in `leases`, for a time, and renewed while the run lives."""
+
+    seconds: float = setting(
+        600.0, "how long a lease lasts that is not renewed; several times a task's length", unit="seconds", gt=0
+    )
+    wait_seconds: float = setting(
+        0.0, "how long to wait for one that is taken; 0: end with status 4", unit="seconds", ge=0
+    )
+
+
 class Settings(Section):
     """The shared keys, which stand at the top of a settings file. A job's `Config` adds those of its section."""
 
@@ -78,6 +89,8 @@ class Settings(Section):
     data_types: dict[Name, Literal["fp32", "bf16", "fp16", "int8"]] = setting(
         {}, "what a checkpoint computes in, by its name, where not what its card says; another scorer of its weights"
     )
+    leases: LeaseSettings = setting(LeaseSettings(), "one run at a time publishes to a table", decides=False)
+    plan: Path | None = setting(None, "a saved plan, whose versions are read: `--plan FILE`", decides=False)
     recipe: TextRecipe = setting(TextRecipe(), "how the texts that models read are made")
     languages: dict[str, str | None] = setting(
         {"uk": "english", "us": "english", "es": "spanish", "jp": None, "cn": None},

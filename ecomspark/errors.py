@@ -1,7 +1,6 @@
 """What can stop a run, each with the exit status that a scheduler sees. Messages: place, expectation, finding, remedy.
 
-No message carries a row's text, a query or a shopper id: they end up in logs that outlive the tables. Status 4 (a lease
-is taken) and 6 (a hold is set) are kept for leases and holds, which come with the increments.
+No message carries a row's text, a query or a shopper id: they end up in logs that outlive the tables.
 """
 
 import traceback
@@ -34,6 +33,18 @@ class ContractError(EcomsparkError):
 
 class CheckpointError(ContractError):
     """A model folder is incomplete, altered, or not what its card says."""
+
+
+class LeaseTaken(EcomsparkError):  # noqa: N818 - it is not an error of anybody's
+    """Another run may publish to the table now."""
+
+    status = 4
+
+
+class OnHold(EcomsparkError):  # noqa: N818 - somebody wants it so
+    """Publishing is stopped until it is released."""
+
+    status = 6
 
 
 class NewerPublished(EcomsparkError):  # noqa: N818 - it is not an error of anybody's

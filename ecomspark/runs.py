@@ -4,27 +4,34 @@ pinned, what it did is counted, timed, and shown while it lasts."""
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame, Row, SparkSession, Window
-from pyspark.sql import functions as F
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, Row, SparkSession
 
-from ecomspark import tables
-from ecomspark.config import is_name
-from ecomspark.errors import ConfigError, ContractError, NewerPublished
+from ecomspark import ledger, tables
+from ecomspark.config import LeaseSettings, is_name
+from ecomspark.errors import ConfigError, ContractError, LeaseTaken, NewerPublished
+from ecomspark.ledger import OVER, Past, Watermark
 from ecomspark.models.costs import Costs
-from ecomspark.schemas import RUNS, Table
+from ecomspark.plans import read_pins
+from ecomspark.schemas import LEASES, RUNS, Table
 from ecomspark.tables import Author, Commit, Snapshot, Source, Sourced, Warehouse, read_source
 
 log = logging.getLogger("ecomspark")
 
 _PROGRESS_SECONDS = 5.0
 _SOURCE = "source"
-_OVER = ("published", "nothing_to_do")
+_LEASE_TRIES = 20
+# What Spark and Delta say when files or a log of a version are no more.
+_GONE = ("FILE_NOT_EXIST", "DELTA_FILE_NOT_FOUND", "DELTA_LOG_FILE_NOT_FOUND", "DELTA_VERSION", "DELTA_CANNOT_RECREATE",
+         "DELTA_STATE_RECOVER", "DELTA_TIMESTAMP_EARLIER", "DELTA_CHANGE_DATA_FILE_NOT_FOUND")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Summary:
 
     job: str
     run_id: str
-    status: str  # published, nothing_to_do or replayed
+    status: str  # published, nothing_to_do or replayed; of a plan: planned
     as_of: date | None
     rows: dict[str, int]
     tables: dict[str, dict[str, int]]
@@ -51,7 +58,7 @@ class Run:
     author: Author
     as_of: date | None
     is_replayed: bool
-    inputs: Mapping[str, Snapshot | None]
+    inputs: dict[str, Snapshot | None]
     source: Sourced | None = None
     target: str | None = None
     rows: dict[str, int] = field(default_factory=dict)
@@ -59,6 +66,8 @@ class Run:
     commits: dict[str, dict[str, int]] = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)
     model_seconds: float = 0.0
+    past: Past = field(default_factory=Past)
+    covers: dict[str, str] = field(default_factory=dict)
 
     @property
     def sourced(self) -> Sourced:
@@ -78,6 +87,18 @@ class Run:
         """A pinned state or log table, or no rows when it was not there."""
         return tables.read(self.warehouse, table, self.inputs[table.name])
 
+    def watermark(self, covered: str) -> Watermark | None:
+        """Up to where an earlier run has brought what this one covers too; None when it must be done whole."""
+        return self.past.watermark(covered, self.covers[covered])
+
+    def is_as_it_was(self, table: Table, since: Watermark) -> bool:
+        """Whether a table is at the version that it had at a watermark."""
+        return self.inputs[table.name] is not None and self.inputs[table.name] == since.inputs.get(table.name)
+
+    def changes(self, table: Table, since: Watermark, columns: tuple[str, ...] = ()) -> DataFrame | None:
+        """What changed in a table that the run reads since a watermark; see `tables.changes`."""
+        return tables.changes(self.warehouse, table, since.inputs.get(table.name), self.inputs[table.name], columns)
+
     def count(self, **rows: int) -> None:
         """Add to the run's counts, by what was counted."""
         for name, number in rows.items():
@@ -92,6 +113,7 @@ class Run:
         self.rows |= {
             "model_tokens": self.costs.tokens,
             "padding_tokens": self.costs.padding,
+            "text_bytes": self.costs.text_bytes,
             "model_loads": self.costs.loads,
             "tokens_per_second": round(self.costs.tokens / self.model_seconds),
             "peak_memory_mib": self.costs.peak_memory // 2**20,
@@ -131,6 +153,10 @@ class Run:
     def commit(self, commit: Commit) -> None:
         """Keep what a publication did. A table published twice keeps its first version before and its last after."""
         name = commit.table.name
+        if name in self.inputs and self.inputs[name] is None:
+            # This run made the table: for the next one it has read it as it was before its first row.
+            made = tables.snapshot(self.warehouse, commit.table)
+            self.inputs[name] = made and Snapshot(made.table_id, 0)
         before = self.commits[name]["before"] if name in self.commits else commit.before
         self.commits[name] = {"before": before, "after": commit.after}
 
@@ -165,112 +191,191 @@ def open_run(
     run_id: str,
     *,
     reads: Sequence[Table] = (),
+    publishes: Sequence[Table] = (),
+    covers: Mapping[str, str] | None = None,
     source: Source | None = None,
     target: str | None = None,
     is_ordered: bool = True,
+    is_pinned: bool = False,
     settings_digest: bytes,
     as_of: date | None = None,
+    leases: LeaseSettings | None = None,
+    plan: Path | None = None,
 ) -> Iterator[Run]:
-    """Open a run, pin what it `reads` and the `source` outside that it imports, and close it at the end.
+    """Open a run, take the leases of what it `publishes`, pin what it `reads` and the `source` outside that it imports,
+    and close it at the end.
 
-    `target`: the part of a table that the run publishes, where a job has several (a source, a judgment set).
-    `is_ordered`: false for a job that only adds to a log, where an older day may come after a newer one.
+    `reads`: state and log tables, and the memory tables whose growth since the last run the job goes by. `covers`: what
+    the run brings up to date, to the digest of all that decides it (see `Run.watermark`). `target`: the part of a table
+    that the run publishes, where a job has several (a source, a judgment set). `is_ordered`: false for a job that only
+    adds to a log, where an older day may come after a newer one. `is_pinned`: it reads versions of long ago. `plan`: a
+    saved plan, whose versions are read.
 
     A run that is over already comes back as replayed: do nothing then. A run that died is resumed with what it had
     pinned; one that failed starts over. Without `as_of` it is the UTC date of the newest input. Raises ConfigError
-    when the run is not safely named, or is over or was cut off with other settings or another `as_of`; ContractError
-    when a died run's source is no longer what it was; and NewerPublished when the job already ran for a later day, or
+    when the run is not safely named, or is over or was cut off with other settings or another `as_of`; LeaseTaken when
+    another run publishes, or has taken over the leases since; ContractError when a died run's source or what it had
+    pinned is no longer there; and NewerPublished when the job already ran for a later day or later versions, or
     another run of it was opened and ended after this one was cut off.
     """
     if not is_name(run_id):
         raise ConfigError("run_id: expected letters, digits and _ . = - only, 128 at most")
-    author = Author(job, run_id)
-    earlier, newest = _look(warehouse, author, target)
-    if earlier is not None and earlier["status"] != "failed":
-        _refuse_changed(author, earlier, settings_digest, as_of)
-    if earlier is not None and earlier["status"] in _OVER:
+    asked, holding = leases or LeaseSettings(), _Holding(warehouse, publishes)
+    past = holding.take(Author(job, run_id), target, settings_digest, as_of, asked)
+    earlier = past.mine
+    if earlier is not None and earlier["status"] in OVER:
         log.info("%s: run %s is done already", job, run_id)
-        yield _replayed(warehouse, author, earlier)
+        yield _replayed(warehouse, Author(job, run_id), earlier)
         return
     is_resumed = earlier is not None and earlier["status"] == "open"
-    pinned = _pinned(earlier) if earlier is not None and is_resumed else {}
-    sourced = _sourced(warehouse, source, pinned.get(_SOURCE)) if source else None
-    if earlier is not None and is_resumed:
+    pins = ledger.pinned(earlier) if earlier is not None and is_resumed else {}
+    if plan is not None and not is_resumed:
+        pins, as_of = read_pins(plan, job, settings_digest, as_of)
+    sourced = _sourced(warehouse, source, pins.get(_SOURCE)) if source else None
+    newest = {table.name: tables.snapshot(warehouse, table) for table in reads}
+    if is_resumed:
         log.warning("%s: run %s was cut off; resuming with what it had pinned", job, run_id)
-        inputs, as_of = {table.name: pinned.get(table.name) for table in reads}, earlier["as_of"]
+    inputs = newest
+    if is_resumed or plan is not None:
+        inputs = {t.name: newest[t.name] if t.kind == "memory" else pins.get(t.name) for t in reads}
+    if earlier is not None and is_resumed:
+        as_of = earlier["as_of"]
     else:
-        inputs = {table.name: tables.snapshot(warehouse, table) for table in reads}
         as_of = as_of or _newest_date(warehouse, reads, inputs, sourced)
     if is_ordered:
-        _refuse_older(author, as_of, earlier if is_resumed else None, newest)
+        ledger.refuse_older(Author(job, run_id), as_of, inputs, earlier if is_resumed else None, past)
     if sourced:
         inputs[_SOURCE] = sourced.snapshot
-    run = Run(warehouse, author, as_of, False, inputs, sourced, target)
+    versions = {name: [at.table_id, at.version] for name, at in inputs.items() if at}
+    author = Author(job, run_id, holding.epoch, holding.names, {"inputs": versions, "covers": dict(covers or {})})
+    run = Run(warehouse, author, as_of, False, inputs, sourced, target, past=past, covers=dict(covers or {}))
     started = datetime.now(UTC)
     _write(run, started, "open", settings_digest, is_new=earlier is None)
-    try:
-        yield run
-    except Exception as error:
-        _close_failed(run, started, settings_digest, error)
-        raise
+    with holding.kept(author, asked.seconds):
+        try:
+            yield run
+        except Exception as error:
+            usurper = holding.usurper()
+            found = _explained(error, usurper, is_pinned or is_resumed or plan is not None)
+            if usurper is None or (usurper.job, usurper.run_id) != (job, run_id):
+                _close_failed(run, started, settings_digest, found)
+            if found is error:
+                raise
+            raise found from None
+    usurper = holding.usurper()
+    if usurper is not None and (usurper.job, usurper.run_id) == (job, run_id):
+        raise LeaseTaken(f"{job}: run {run_id} was started again elsewhere meanwhile; that one goes on")
     _write(run, started, run.summary().status, settings_digest, ended=datetime.now(UTC))
 
 
-@dataclass(frozen=True)
-class _Newest:
-    """Of the runs of a job that are over: the latest day, and when the last of them was opened."""
+class _Holding:
+    """The leases of a run under way."""
 
-    as_of: date | None
-    started_at: datetime | None
+    def __init__(self, warehouse: Warehouse, publishes: Sequence[Table]) -> None:
+        self.warehouse, self.publishes = warehouse, publishes
+        self.names = tuple(table.name for table in publishes)
+        self.nonce, self.epoch = uuid.uuid4().hex, 0
+        self.at: Snapshot | None = None
+
+    def take(
+        self, author: Author, target: str | None, settings_digest: bytes, as_of: date | None, asked: LeaseSettings
+    ) -> Past:
+        """What `runs` says, once the leases are ours; for a run that is over no lease is taken."""
+        give_up = time.monotonic() + asked.wait_seconds
+        tries = 0
+        while True:
+            leases = tables.read_leases(self.warehouse) if self.publishes else None
+            former = [leases.rows[name] for name in self.names if name in leases.rows] if leases else []
+            past = ledger.look(self.warehouse, author, target, former)
+            if past.mine is not None and past.mine["status"] not in ("failed", "planned"):
+                ledger.refuse_changed(author, past.mine, settings_digest, as_of)
+                if past.mine["status"] in OVER:
+                    return past
+            if leases is None:
+                return past
+            try:
+                ledger.refuse_taken(author, former, past)
+                self.epoch, self.at = tables.take(self.warehouse, leases, self.names, author, self.nonce, asked.seconds)
+                break
+            except LeaseTaken as taken:
+                if time.monotonic() >= give_up:
+                    raise
+                log.info("%s: waiting: %s", author.job, taken)
+                time.sleep(min(_PROGRESS_SECONDS, max(0.0, give_up - time.monotonic())))
+            except NewerPublished:  # somebody took another lease at the same moment
+                tries += 1
+                if tries == _LEASE_TRIES:
+                    raise
+        asleep = {lease.table_name for lease in former if ledger.ended_badly(lease, past)}
+        if asleep:
+            log.warning("%s: taking over from a run that did not end: %s", author.job, ", ".join(sorted(asleep)))
+            holder = Author(author.job, author.run_id, self.epoch, self.names)
+            tables.fence_off(self.warehouse, [table for table in self.publishes if table.name in asleep], holder)
+        return past
+
+    @contextmanager
+    def kept(self, author: Author, seconds: float) -> Iterator[None]:
+        """Renew the leases while the block lasts, in a session and a scheduler pool of their own."""
+        ended = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(author, seconds, ended), daemon=True)
+        if self.publishes:
+            beat.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if self.publishes:
+                beat.join()
+
+    def _beat(self, author: Author, seconds: float, ended: threading.Event) -> None:
+        session = None
+        while not ended.wait(seconds / 3):
+            try:
+                if session is None:
+                    session = self.warehouse.spark.newSession()
+                    # Beside a stage of thousands of tasks, first come first served would let this wait for its end.
+                    session.sparkContext.setLocalProperty("spark.scheduler.pool", "leases")
+                mine = Warehouse(session, self.warehouse.location, self.warehouse.buckets)
+                if not tables.renew(mine, self.nonce, author, seconds):
+                    log.warning("%s: the lease was taken over; nothing more will be published", author.job)
+                    return
+            except Exception as error:  # the next beat may do better; what is published is safe without any
+                log.warning("%s: the lease could not be renewed (%s)", author.job, type(error).__name__)
+
+    def usurper(self) -> tables.Lease | None:
+        """The lease of ours that another has now."""
+        if not self.publishes or tables.snapshot(self.warehouse, LEASES) == self.at:
+            return None
+        rows = tables.read_leases(self.warehouse).rows
+        return next((rows[name] for name in self.names if rows[name].nonce != self.nonce), None)
 
 
-def _look(warehouse: Warehouse, author: Author, target: str | None) -> tuple[Row | None, _Newest]:
-    """The run's row, if there is one, and what is newest among the runs of the job and target that are over."""
-    at = tables.snapshot(warehouse, RUNS)
-    if at is None:
-        return None, _Newest(None, None)
-    of_job = tables.read(warehouse, RUNS, at).where(F.col("job") == author.job)
-    is_mine = F.col("run_id") == author.run_id
-    is_over = F.col("status").isin(list(_OVER)) & F.col("target").eqNullSafe(F.lit(target))
-    whole = Window.partitionBy("job")
-    newest = {name: F.max(F.when(is_over, F.col(name))).over(whole) for name in ("as_of", "started_at")}
-    rows = of_job.withColumns({f"_{name}": value for name, value in newest.items()})
-    found = rows.orderBy(F.desc(is_mine)).limit(1).collect()
-    if not found:
-        return None, _Newest(None, None)
-    mine = found[0] if found[0]["run_id"] == author.run_id else None
-    return mine, _Newest(found[0]["_as_of"], found[0]["_started_at"])
-
-
-def _refuse_changed(author: Author, earlier: Row, settings_digest: bytes, as_of: date | None) -> None:
-    """A run_id names one execution: the same settings, the same day."""
-    place = f"{author.job}: run {author.run_id}"
-    how = "ended" if earlier["status"] in _OVER else "was cut off"
-    if bytes(earlier["settings_digest"]) != settings_digest:
-        raise ConfigError(
-            f"{place} {how} with settings {bytes(earlier['settings_digest']).hex()}, "
-            f"asked for now with {settings_digest.hex()}; give the changed run another run_id"
+def _explained(error: Exception, usurper: tables.Lease | None, is_pinned: bool) -> Exception:
+    """What an error really was: a lease taken over, a pinned version that cannot be read any more, or itself."""
+    if isinstance(error, NewerPublished) and usurper is not None:
+        return LeaseTaken(
+            f"{usurper.table_name}: the lease of this run was taken over by {usurper.job}, run {usurper.run_id}; "
+            "nothing more was published"
         )
-    if as_of is not None and as_of != earlier["as_of"]:
-        raise ConfigError(
-            f"{place} {how} as of {earlier['as_of']}, asked for now as of {as_of}; give it another run_id"
+    condition = error.getCondition() if isinstance(error, PySparkException) else None
+    if is_pinned and any(sign in f"{condition} {error}" for sign in _GONE):
+        return ContractError(
+            "a version that the run had pinned can no longer be read: its files were vacuumed or its log is expired; "
+            "nothing more was published; start a run with a new run_id and without the plan"
         )
+    return error
 
 
-def _refuse_older(author: Author, as_of: date | None, cut_off: Row | None, newest: _Newest) -> None:
-    if newest.as_of is not None and as_of is not None and as_of < newest.as_of:
-        raise NewerPublished(
-            f"{author.job}: asked for {as_of}, but {newest.as_of} is published already; nothing was done"
-        )
-    if cut_off is not None and newest.started_at is not None and newest.started_at > cut_off["started_at"]:
-        raise NewerPublished(
-            f"{author.job}: run {author.run_id} was cut off, and a later run has ended since; nothing was done; "
-            "start a run with a new run_id"
-        )
-
-
-def _pinned(earlier: Row) -> dict[str, Snapshot]:
-    return {name: Snapshot(at["table_id"], at["version"]) for name, at in earlier["inputs"].items()}
+def planned_run(
+    warehouse: Warehouse, job: str, *, reads: Sequence[Table], covers: Mapping[str, str], as_of: date | None
+) -> Run:
+    """What a run would find if it was opened now; it takes no lease, writes no row, and may not publish."""
+    author = Author(job, "plan")
+    inputs = {table.name: tables.snapshot(warehouse, table) for table in reads}
+    as_of = as_of or _newest_date(warehouse, reads, inputs, None)
+    past = ledger.look(warehouse, author, None)
+    ledger.refuse_older(author, as_of, inputs, None, past)
+    return Run(warehouse, author, as_of, False, inputs, past=past, covers=dict(covers))
 
 
 def _sourced(warehouse: Warehouse, source: Source, pinned: Snapshot | None) -> Sourced:
@@ -332,6 +437,8 @@ def _write(
         "seconds": run.seconds,
         "published": {name: (at["before"], at["after"]) for name, at in run.commits.items()},
         "error": error or None,
+        "epoch": run.author.epoch or None,
+        "covers": run.covers or None,
     }
     tables.put(run.warehouse, RUNS, row, run.author, is_new)
 

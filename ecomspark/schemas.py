@@ -415,21 +415,79 @@ RUNS = Table(
         column("job", "string", "the pipeline's name"),
         column("run_id", "string", "name that the caller gave"),
         column("target", "string", "the source or judgment set that it publishes", null="the job has no parts"),
-        column("status", "string", "open, published, nothing_to_do, or failed"),
+        column("status", "string", "planned, open, published, nothing_to_do, or failed"),
         column("as_of", "date", "the day that the run takes for today", null="no input has a date yet"),
         column("started_at", "timestamp", "when it last started"),
         column("ended_at", "timestamp", "when it ended", null="it has not, or it died"),
         column("settings_digest", _DIGEST, "digest of the settings that decide output"),
         column(
-            "inputs", "map<string,struct<table_id:string,version:bigint>>", "state and log tables at pinned versions"
+            "inputs",
+            "map<string,struct<table_id:string,version:bigint>>",
+            "state and log tables at pinned versions; memory tables, read at their newest, at the version of then",
         ),
         column("rows", "map<string,bigint>", "counts by what was counted"),
         column("seconds", "map<string,double>", "seconds by stage"),
         column("published", "map<string,struct<before:bigint,after:bigint>>", "table versions before and after"),
         column("error", "string", "class of the error that ended it; never its message", null="none"),
+        column("epoch", "bigint", "of its leases: rises with every run of any job", null="it had none"),
+        column(
+            "covers",
+            "map<string,string>",
+            "what it brought up to date (a scorer, a variant) to the digest of all that decides it",
+            null="the job goes by no changes",
+        ),
     ),
     bytes_a_row=900,
     statistics=("job", "run_id", "status", "as_of", "started_at"),
+)
+
+LEASES = Table(
+    "leases",
+    one_row="who may publish to a table now, or was the last that might",
+    kind="state",
+    key=("table_name",),
+    columns=(
+        column("table_name", "string", "the table"),
+        column("epoch", "bigint", "rises each time that any lease is taken"),
+        column("job", "string", "the holder's job"),
+        column("run_id", "string", "the holder's run; the lease ends with it, when its row in `runs` is closed"),
+        column("nonce", "string", "names one taking"),
+        column("expires_at", "timestamp", "from when on others may take it, UTC; put off while the holder lives"),
+    ),
+    bytes_a_row=150,
+    statistics=("table_name",),
+)
+
+HOLDS = Table(
+    "holds",
+    one_row="a stop on publishing a variant, until it is released",
+    kind="state",
+    key=("table_name", "variant"),
+    columns=(
+        column("table_name", "string", "the table that is not published to"),
+        column("variant", "string", "the variant that is not"),
+        column("reason", "string", "why, in a word or two: rollback, or what a person gave"),
+        column("set_by", "string", "run_id that set it"),
+        column("set_at", "timestamp", "when, UTC"),
+    ),
+    bytes_a_row=120,
+    statistics=("table_name", "variant"),
+)
+
+KEPT_BACK = Table(
+    "kept_back",
+    one_row="a query whose ranking stays as it was, because too few of its candidates are scored",
+    kind="state",
+    key=("variant", "query_id"),
+    columns=(
+        column("variant", "string", "name of the policy"),
+        column("query_id", _DIGEST, "the query"),
+        column("expected_count", "int", "candidates that should have a score: all but those with a lasting error"),
+        column("scored_count", "int", "those that have one"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=60,
+    statistics=("variant",),
 )
 
 RUN_METRICS = Table(
@@ -471,6 +529,7 @@ TABLES: dict[str, Table] = {
     table.name: table
     for table in (
         ITEMS, QUERY_ALIASES, QUERIES, JUDGMENT_ALIASES, JUDGMENTS, SPLITS, INTERACTIONS, CANDIDATES,
-        COLLECTION_STATISTICS, TEXTS, TERMS, SCORES, EMBEDDINGS, RANKINGS, QUARANTINE, RUNS, RUN_METRICS,
+        COLLECTION_STATISTICS, TEXTS, TERMS, SCORES, EMBEDDINGS, RANKINGS, KEPT_BACK, QUARANTINE,
+        RUNS, RUN_METRICS, LEASES, HOLDS,
     )
 }  # fmt: skip

@@ -155,6 +155,7 @@ def score_pairs(
             prepare = _present(model)
             for window, answer in stream(windows, prepare, model.start, spent, model.engine.is_asynchronous):
                 spent.rows += window.num_rows
+                spent.text_bytes += _text_bytes(window)
                 columns = _columns(_scored(model, window, answer))
                 texts_dropped = [window.column(field.name) for field in kept]
                 yield from _batches([*texts_dropped, *columns], schema.names)
@@ -278,6 +279,11 @@ def _has_text(window: pa.Table) -> NDArray[np.bool_]:
     lengths = [pc.fill_null(pc.binary_length(window.column(name)), 0) for name in ("query_text", "passage_text")]
     has: NDArray[np.bool_] = np.logical_and(*(length.to_numpy() > 0 for length in lengths))
     return has
+
+
+def _text_bytes(window: pa.Table) -> int:
+    lengths = (pc.sum(pc.binary_length(window.column(name))).as_py() for name in ("query_text", "passage_text"))
+    return sum(length or 0 for length in lengths)
 
 
 def _present(model: PairScorer) -> Callable[[pa.Table], Any]:

@@ -14,11 +14,12 @@ LAYERS = {
     "text": 1, "metrics": 1, "schemas": 1, "preflight": 1,
     "config": 2, "evaluation": 2,
     "models": 3, "tables": 3,
-    "runs": 4, "features": 4, "resources": 4,
-    "scoring": 5, "launch": 5, "importing": 5, "training": 5,
-    "daemon": 6, "demo_data": 6, "pipelines": 6,
-    "demo": 7,
-    "cli": 8,
+    "plans": 4, "features": 4, "resources": 4, "ledger": 4, "parts": 4,
+    "runs": 5,
+    "scoring": 5, "launch": 6, "importing": 6, "training": 6, "holds": 6,
+    "daemon": 7, "demo_data": 7, "pipelines": 7,
+    "demo": 8,
+    "cli": 9,
 }  # fmt: skip
 
 # What each side of the two walls may not touch.

@@ -133,7 +133,7 @@ def test_of_two_publications_at_once_one_is_refused(
     )
     tables.publish(warehouse, one, ME)
     # As if the other had looked before the first one landed.
-    monkeypatch.setitem(tables.publish.__globals__, "snapshot", lambda *_: other.at)
+    monkeypatch.setitem(tables.publish.__globals__, "after_maintenance", lambda *_: other.at)
     with pytest.raises(NewerPublished, match="at the same moment"):
         tables.publish(warehouse, other, ME)
     monkeypatch.undo()

@@ -85,15 +85,17 @@ def of_policy(candidates: DataFrame, policy: Policy) -> DataFrame:
 
 
 def kept_back(candidates: DataFrame, min_scored_share: float) -> DataFrame:
-    """(query_id) of queries of which too few candidates are scored; those with a lasting error do not count.
+    """Queries of which too few candidates are scored: (query_id, expected_count, scored_count); candidates with a
+    lasting error are not expected to be.
 
     `candidates`: query_id, logit, error_kind.
     """
     is_expected = F.col("logit").isNotNull() | ~F.coalesce(F.col("error_kind") == "lasting", F.lit(False))
     shares = candidates.groupBy("query_id").agg(
-        F.count_if(is_expected).alias("expected"), F.count_if(F.col("logit").isNotNull()).alias("scored")
+        F.count_if(is_expected).cast("int").alias("expected_count"),
+        F.count_if(F.col("logit").isNotNull()).cast("int").alias("scored_count"),
     )
-    return shares.where(F.col("scored") < min_scored_share * F.col("expected")).select("query_id")
+    return shares.where(F.col("scored_count") < min_scored_share * F.col("expected_count"))
 
 
 def ranked(
@@ -151,14 +153,24 @@ def _terms(policy: Policy, as_of: date) -> dict[str, Column]:
     mean = (F.coalesce("rating", F.lit(0.0)) * count + policy.rating_prior * policy.rating_prior_count) / (
         count + policy.rating_prior_count
     )
-    days = F.date_diff(F.lit(as_of), F.col("listed_at").cast("date"))
-    freshness = F.lit(0.0)
-    for limit, value in sorted(policy.freshness.items(), reverse=True):
-        freshness = F.when(days <= limit, value).otherwise(freshness)
     return {
         "relevance": F.col("relevance"),
         "price": price,
         "sold": F.coalesce(sold, F.lit(0.0)),
         "rating": (mean - 1.0) / 4.0,
-        "freshness": F.when(days.isNull() | (days < 0), 0.0).otherwise(freshness),
+        "freshness": _freshness(policy, as_of),
     }
+
+
+def aged(items: DataFrame, policy: Policy, then: date, now: date) -> DataFrame:
+    """(item_id) of the items that crossed a step of freshness between two days."""
+    crossed = _freshness(policy, then) != _freshness(policy, now)
+    return items.where(crossed if policy.weights.freshness else F.lit(False)).select("item_id")
+
+
+def _freshness(policy: Policy, as_of: date) -> Column:
+    days = F.date_diff(F.lit(as_of), F.col("listed_at").cast("date"))
+    step = F.lit(0.0)
+    for limit, value in sorted(policy.freshness.items(), reverse=True):
+        step = F.when(days <= limit, value).otherwise(step)
+    return F.when(days.isNull() | (days < 0), 0.0).otherwise(step)

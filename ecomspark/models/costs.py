@@ -14,6 +14,7 @@ class Costs:
     rows: int = 0
     tokens: int = 0  # read by the model, specials included
     padding: int = 0  # read beside them
+    text_bytes: int = 0  # of the texts given
     batches: int = 0
     reading: float = 0.0  # s: until the rows came
     tokenising: float = 0.0  # s: text to ids to batches on the device

@@ -39,6 +39,8 @@ JOB = "build_candidates"
 
 READS = (QUERIES, ITEMS, CANDIDATES, COLLECTION_STATISTICS, JUDGMENTS, INTERACTIONS, QUERY_ALIASES)
 
+PUBLISHES = (CANDIDATES, COLLECTION_STATISTICS)
+
 
 class Config(Settings):
     """BM25's own settings are shared keys: rankings are judged against it."""
@@ -57,7 +59,16 @@ class Config(Settings):
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     digest = config.deciding_digest()
-    with open_run(warehouse, JOB, run_id, reads=READS, settings_digest=digest, as_of=as_of) as current:
+    with open_run(
+        warehouse,
+        JOB,
+        run_id,
+        reads=READS,
+        publishes=PUBLISHES,
+        settings_digest=digest,
+        as_of=as_of,
+        leases=config.leases,
+    ) as current:
         if not current.is_replayed:
             items = current.read(ITEMS)
             proposals: dict[str, DataFrame] = {}

@@ -21,6 +21,8 @@ JOB = "build_texts"
 
 READS = (ITEMS, QUERY_ALIASES, JUDGMENT_ALIASES)
 
+PUBLISHES = (QUERIES, JUDGMENTS, TEXTS, TERMS)
+
 
 class Config(Settings):
     """The recipe and the languages are shared keys."""
@@ -33,7 +35,16 @@ class Config(Settings):
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     digest = config.deciding_digest()
-    with open_run(warehouse, JOB, run_id, reads=READS, settings_digest=digest, as_of=as_of) as current:
+    with open_run(
+        warehouse,
+        JOB,
+        run_id,
+        reads=READS,
+        publishes=PUBLISHES,
+        settings_digest=digest,
+        as_of=as_of,
+        leases=config.leases,
+    ) as current:
         if not current.is_replayed:
             items, aliases = current.read(ITEMS), current.read(QUERY_ALIASES)
             with current.stage("queries"):

@@ -36,6 +36,8 @@ JOB = "evaluate_rankings"
 
 READS = (JUDGMENTS, SPLITS, QUERIES, ITEMS, RANKINGS, COLLECTION_STATISTICS)
 
+PUBLISHES = (RUN_METRICS, EMBEDDINGS)
+
 log = logging.getLogger("ecomspark")
 
 
@@ -61,7 +63,14 @@ class Config(Settings):
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     with open_run(
-        warehouse, JOB, run_id, reads=READS, settings_digest=config.deciding_digest(), as_of=as_of
+        warehouse,
+        JOB,
+        run_id,
+        reads=READS,
+        publishes=PUBLISHES,
+        settings_digest=config.deciding_digest(),
+        as_of=as_of,
+        leases=config.leases,
     ) as current:
         if not current.is_replayed:
             with current.stage("rankings"):

@@ -25,6 +25,8 @@ JOB = "finetune_cross_encoder"
 
 READS = (JUDGMENTS, QUERIES, ITEMS, SPLITS)
 
+PUBLISHES = (SPLITS,)
+
 _SPECIAL_TOKENS = 4  # of a pair, at most: RoBERTa's
 
 log = logging.getLogger("ecomspark")
@@ -78,7 +80,16 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     base = open_checkpoint(config.models_folder, config.base, "encoder")
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     settings_digest = config.deciding_digest(base.scorer_digest.hex())
-    with open_run(warehouse, JOB, run_id, reads=READS, settings_digest=settings_digest, as_of=as_of) as current:
+    with open_run(
+        warehouse,
+        JOB,
+        run_id,
+        reads=READS,
+        publishes=PUBLISHES,
+        settings_digest=settings_digest,
+        as_of=as_of,
+        leases=config.leases,
+    ) as current:
         if not current.is_replayed:
             with current.stage("split"):
                 split = _split(current, config)
@@ -124,7 +135,7 @@ def _examples(current: Run, config: Config, split: DataFrame) -> pd.DataFrame:
     pairs = judged.join(learnt, on="query_id", how="inner").select("query_id", "item_id", "grade", "side")
     texts = tables.read_memory(current.warehouse, TEXTS)
     read = pair_texts(pairs, current.read(QUERIES), current.read(ITEMS), texts, config.recipe.digest)
-    joined = read.join(pairs, on=["query_id", "item_id"], how="inner").select(
+    joined = read.select(
         F.lower(F.hex("query_id")).alias("query_id"), "item_id", "query_text", "passage_text", "grade", "side"
     )
     examples = joined.toPandas().sort_values(["query_id", "item_id"], ignore_index=True)

@@ -15,6 +15,8 @@ from ecomspark.tables import Warehouse
 
 JOB = "import_interactions"
 
+PUBLISHES = (INTERACTIONS,)
+
 KINDS = ("impression", "click", "cart", "favourite", "purchase", "return", "review")
 RULES = {
     "kind_unknown": f"kind NOT IN {KINDS}",
@@ -36,7 +38,15 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     digest = config.deciding_digest()
     with open_run(
-        warehouse, JOB, run_id, source=config.source, is_ordered=False, settings_digest=digest, as_of=as_of
+        warehouse,
+        JOB,
+        run_id,
+        source=config.source,
+        is_ordered=False,
+        publishes=PUBLISHES,
+        settings_digest=digest,
+        as_of=as_of,
+        leases=config.leases,
     ) as current:
         if not current.is_replayed:
             with current.stage("import"):

@@ -12,6 +12,8 @@ from ecomspark.tables import Warehouse
 
 JOB = "import_items"
 
+PUBLISHES = (ITEMS,)
+
 RULES = {
     "price_negative": "price < 0",
     "currency_missing": "price IS NOT NULL AND currency IS NULL",
@@ -28,7 +30,16 @@ class Config(ImportSettings):
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     digest = config.deciding_digest()
-    with open_run(warehouse, JOB, run_id, source=config.source, settings_digest=digest, as_of=as_of) as current:
+    with open_run(
+        warehouse,
+        JOB,
+        run_id,
+        source=config.source,
+        publishes=PUBLISHES,
+        settings_digest=digest,
+        as_of=as_of,
+        leases=config.leases,
+    ) as current:
         if not current.is_replayed:
             with current.stage("import"):
                 import_state(current, config, ITEMS, RULES, finished=with_source_digest)

@@ -13,6 +13,8 @@ from ecomspark.tables import Warehouse
 
 JOB = "import_judgments"
 
+PUBLISHES = (JUDGMENT_ALIASES,)
+
 
 class Config(ImportSettings):
     """`columns` maps to source_query_id, item_id and grade."""
@@ -28,7 +30,15 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     given = {"judgment_set": config.judgment_set, "source": config.source_name}
     of_set = F.col("judgment_set") == config.judgment_set
     with open_run(
-        warehouse, JOB, run_id, source=config.source, target=config.judgment_set, settings_digest=digest, as_of=as_of
+        warehouse,
+        JOB,
+        run_id,
+        source=config.source,
+        target=config.judgment_set,
+        publishes=PUBLISHES,
+        settings_digest=digest,
+        as_of=as_of,
+        leases=config.leases,
     ) as current:
         if not current.is_replayed:
             with current.stage("import"):

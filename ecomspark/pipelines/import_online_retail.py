@@ -17,6 +17,8 @@ from ecomspark.tables import Warehouse
 
 JOB = "import_online_retail"
 
+PUBLISHES = (ITEMS, INTERACTIONS)
+
 
 class Config(ImportSettings):
     """The log's own column names are the default mapping."""
@@ -33,7 +35,16 @@ class Config(ImportSettings):
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     digest = config.deciding_digest()
-    with open_run(warehouse, JOB, run_id, source=config.source, settings_digest=digest, as_of=as_of) as current:
+    with open_run(
+        warehouse,
+        JOB,
+        run_id,
+        source=config.source,
+        publishes=PUBLISHES,
+        settings_digest=digest,
+        as_of=as_of,
+        leases=config.leases,
+    ) as current:
         if not current.is_replayed:
             with current.stage("lines"):
                 conformed = _conformed(current, config).persist()

@@ -14,6 +14,8 @@ from ecomspark.tables import Warehouse
 
 JOB = "import_queries"
 
+PUBLISHES = (QUERY_ALIASES,)
+
 RULES = {"traffic_negative": "traffic < 0"}
 
 
@@ -33,7 +35,15 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     digest = config.deciding_digest()
     of_source = F.col("source") == config.source_name
     with open_run(
-        warehouse, JOB, run_id, source=config.source, target=config.source_name, settings_digest=digest, as_of=as_of
+        warehouse,
+        JOB,
+        run_id,
+        source=config.source,
+        target=config.source_name,
+        publishes=PUBLISHES,
+        settings_digest=digest,
+        as_of=as_of,
+        leases=config.leases,
     ) as current:
         if not current.is_replayed:
             with current.stage("import"):

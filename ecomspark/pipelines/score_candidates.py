@@ -1,26 +1,62 @@
-"""Score what has no score: each distinct pair of a query's and an item's text, once per scorer."""
+"""Score what has no score: each distinct pair of a query's and an item's text, once per scorer.
 
+What must be looked at is found from what changed since the last run of the scorer: candidates that came, items and
+queries with another text, errors that may pass. Where that cannot be known, all candidates are looked at.
+"""
+
+import logging
 import math
 import time
+from dataclasses import dataclass
 from datetime import date
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from ecomspark import tables
+from ecomspark import parts, tables
 from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ContractError
-from ecomspark.features.scores import PAIR, lacking, pair_texts, standing
+from ecomspark.features.changed import (
+    NEW,
+    RETRIED,
+    SCORER,
+    TEXT,
+    candidates_of_pairs,
+    changed_fields,
+    gone_candidates,
+    touched_candidates,
+)
+from ecomspark.features.scores import (
+    PAIR,
+    SOURCES,
+    distinct_pairs,
+    lacking,
+    pair_texts,
+    sources_of,
+    standing,
+    with_texts,
+)
+from ecomspark.features.texts import ITEM_FIELDS
+from ecomspark.ledger import Watermark
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
+from ecomspark.plans import Estimate, Plan, as_pins
 from ecomspark.resources import StageResources, profile_of
-from ecomspark.runs import Run, Summary, open_run
-from ecomspark.schemas import CANDIDATES, ITEMS, QUERIES, SCORES, TEXTS
+from ecomspark.runs import Run, Summary, open_run, planned_run
+from ecomspark.schemas import CANDIDATES, ITEMS, QUERIES, RANKINGS, SCORES, TEXTS
 from ecomspark.scoring import CrossEncoderAt, Description, costs_of, score_pairs
 from ecomspark.tables import Warehouse
+from ecomspark.text import settings_digest
+
+log = logging.getLogger("ecomspark")
 
 JOB = "score_candidates"
 
-READS = (CANDIDATES, QUERIES, ITEMS)
+READS = (CANDIDATES, QUERIES, ITEMS, SCORES)
+
+PUBLISHES = (SCORES,)
+
+# Of several causes that a pair has, the first names it.
+_CAUSES = (RETRIED, SCORER, TEXT, NEW)
 
 
 class Config(Settings):
@@ -37,6 +73,10 @@ class Config(Settings):
     resources: StageResources | None = setting(
         None, "a resource profile for the stage that scores; null: none; local mode never has one", decides=False
     )
+    full: bool = setting(False, "look at all candidates, whatever changed: `--full`", decides=False)
+    pairs_per_commit: int = setting(
+        500_000, "pairs scored between two commits: the most that a death loses", unit="pairs", decides=False, ge=1
+    )
     pairs_per_task: int = setting(
         2_000, "pairs of one Spark task: what a failed task does again", unit="pairs", decides=False, ge=1
     )
@@ -47,8 +87,7 @@ class Config(Settings):
 
 
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
-    data_type = config.data_types.get(config.checkpoint)
-    checkpoint = open_checkpoint(config.models_folder, config.checkpoint, "cross_encoder", data_type=data_type)
+    checkpoint, data_type = _checkpoint(config), config.data_types.get(config.checkpoint)
     folder = str(checkpoint.folder.resolve())
     scorer = CrossEncoderAt(folder, checkpoint.scorer_digest, config.token_budget, data_type)
     return run_with(spark, config, run_id, checkpoint, scorer, as_of)
@@ -64,68 +103,225 @@ def run_with(
 ) -> Summary:
     """The run with any scorer that goes by the checkpoint's digest: what `run` does with the checkpoint itself."""
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
-    digest = config.deciding_digest(checkpoint.scorer_digest.hex())
-    with open_run(warehouse, JOB, run_id, reads=READS, settings_digest=digest, as_of=as_of) as current:
+    with open_run(
+        warehouse,
+        JOB,
+        run_id,
+        reads=READS,
+        publishes=PUBLISHES,
+        covers=_covers(checkpoint, config),
+        settings_digest=config.deciding_digest(checkpoint.scorer_digest.hex()),
+        as_of=as_of,
+        leases=config.leases,
+        plan=config.plan,
+    ) as current:
         if not current.is_replayed:
             with current.stage("pairs"):
-                needed = _needed(current, checkpoint, config.max_tries).persist()
-                count = needed.count()
-                current.count(to_score=count)
-            if count:
+                work = find(current, checkpoint, config)
+                current.count(**{name: count for name, count in work.counts.items() if count is not None})
+            if work.to_score:
                 with current.stage("score"):
-                    _score(current, needed, count, checkpoint.scorer_digest, scorer, config)
-                with current.stage("check"):
-                    _check(current, needed, checkpoint.scorer_digest, config.max_failed_share)
-            needed.unpersist()
+                    _score(current, work.needed, checkpoint, scorer, config)
+            work.needed.unpersist()
     return current.summary()
 
 
-def _needed(current: Run, checkpoint: Checkpoint, max_tries: int) -> DataFrame:
+def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan:
+    """What `run` would do now, by the same search; no model is loaded."""
+    checkpoint = _checkpoint(config)
+    warehouse = Warehouse(spark, config.warehouse, config.buckets)
+    current = planned_run(warehouse, JOB, reads=READS, covers=_covers(checkpoint, config), as_of=as_of)
+    work = find(current, checkpoint, config)
+    size, queries = 0, 0
+    if work.to_score:
+        texts = tables.read_memory(warehouse, TEXTS)
+        read = with_texts(work.needed, texts, checkpoint.card.recipe.digest)
+        text_bytes = F.sum(F.octet_length("query_text") + F.octet_length("passage_text")).alias("bytes")
+        row = read.agg(text_bytes, F.count_distinct("query_digest").alias("queries")).collect()[0]
+        size, queries = int(row["bytes"]), int(row["queries"])
+    work.needed.unpersist()
+    is_known = work.counts["gone"] is not None
+    return Plan(
+        job=JOB,
+        as_of=current.as_of,
+        settings_digest=config.deciding_digest(checkpoint.scorer_digest.hex()).hex(),
+        inputs=as_pins(current.inputs),
+        counts={**work.counts, "queries_to_score_for": queries},
+        fields=changed_fields(work.of_items, ITEM_FIELDS) if work.of_items else {} if is_known else None,
+        estimate=Estimate.of(current.past.over, work.to_score, size),
+    )
+
+
+def _checkpoint(config: Config) -> Checkpoint:
+    data_type = config.data_types.get(config.checkpoint)
+    return open_checkpoint(config.models_folder, config.checkpoint, "cross_encoder", data_type=data_type)
+
+
+def _covers(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
+    return {checkpoint.scorer_digest.hex(): settings_digest({"max_tries": config.max_tries}).hex()}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What must be scored. `needed`: distinct pairs with cause and attempt, persisted. `counts`: None where it cannot
+    be known without the change feed. `of_items`: the changes of the texts of items; None likewise."""
+
+    needed: DataFrame
+    counts: dict[str, int | None]
+    of_items: DataFrame | None
+
+    @property
+    def to_score(self) -> int:
+        return self.counts["to_score"] or 0
+
+
+def find(current: Run, checkpoint: Checkpoint, config: Config) -> Work:
+    """The distinct pairs that need a score, and how the candidates stand.
+
+    Raises ContractError when a candidate that must be looked at has no text.
+    """
+    since = None if config.full else current.watermark(checkpoint.scorer_digest.hex())
+    touched = _touched(current, checkpoint, since) if since else None
+    if touched is not None and touched.pairs is None:
+        return _nothing(current)
+    is_part = touched is not None
+    looked_at = touched.pairs if touched is not None and touched.pairs is not None else _all_candidates(current)
+    pairs = _with_digests(current, looked_at, checkpoint, is_part).persist()
+    looked_at_count = _check_texts(pairs, checkpoint)
+    wanted = pairs.select(*PAIR).distinct()
+    buckets = tables.buckets_of(current.warehouse, SCORES, pairs.select("query_digest")) if is_part else None
+    scores = tables.read_memory(current.warehouse, SCORES, wanted, buckets)
+    by_others = scores.where((F.col("scorer_digest") != F.lit(checkpoint.scorer_digest)) & F.col("logit").isNotNull())
+    needs = lacking(pairs, standing(scores, checkpoint.scorer_digest), config.max_tries)
+    marked = needs.join(by_others.select(*PAIR, F.lit(True).alias("_other")).distinct(), on=PAIR, how="left")
+    cause = F.when(F.col("attempt") > 1, RETRIED).when(F.col("_other"), SCORER).otherwise(F.col("cause"))
+    needed = distinct_pairs(marked.withColumn("cause", cause), _CAUSES).persist()
+    found = needed.groupBy("cause").agg(F.count("*").alias("pairs"), F.sum("candidates").alias("candidates")).collect()
+    pairs.unpersist()
+    by_cause = {row["cause"]: int(row["pairs"]) for row in found}
+    to_score = sum(by_cause.values())
+    # Of all candidates, those whose pair has its score are unchanged; of the touched ones they are twins.
+    moved = looked_at_count if is_part else sum(int(row["candidates"]) for row in found)
+    candidates = current.read(CANDIDATES).count()
+    counts: dict[str, int | None] = {
+        "candidates": candidates,
+        "to_score": to_score,
+        **{name: by_cause.get(name, 0) for name in reversed(_CAUSES)},
+        "twins": moved - to_score,
+        "unchanged": candidates - moved,
+        "gone": touched.gone if touched else None,
+    }
+    return Work(needed, counts, touched.of_items if touched else None)
+
+
+def _nothing(current: Run) -> Work:
+    """Nothing has changed since the last run: what it left is as it was."""
+    last = current.past.over[0]["rows"]["candidates"]
+    counts = {**dict.fromkeys((*reversed(_CAUSES), "twins", "gone"), 0), "candidates": last, "unchanged": last}
+    return Work(current.warehouse.spark.createDataFrame([], "cause string"), {"to_score": 0, **counts}, None)
+
+
+@dataclass(frozen=True)
+class _Touched:
+    """`pairs`: None when there are none."""
+
+    pairs: DataFrame | None
+    gone: int
+    of_items: DataFrame | None
+
+
+def _touched(current: Run, checkpoint: Checkpoint, since: Watermark) -> _Touched | None:
+    """The candidates that something changed for since a run, with the cause; None when that cannot be known."""
+    of_scores = current.changes(SCORES, since, ("error_kind", "scorer_digest"))
+    if of_scores is None:
+        return None
+    is_mine = F.col("new.scorer_digest") == F.lit(checkpoint.scorer_digest)
+    passing = of_scores.where(is_mine & (F.col("new.error_kind") == "passing"))
+    are_passing = not current.is_as_it_was(SCORES, since) and not passing.isEmpty()
+    if not are_passing and all(current.is_as_it_was(table, since) for table in (CANDIDATES, QUERIES, ITEMS)):
+        return _Touched(None, 0, None)
+    of_candidates = current.changes(CANDIDATES, since)
+    of_items = current.changes(ITEMS, since, ("source_digest", *ITEM_FIELDS))
+    of_queries = current.changes(QUERIES, since, ("text_source_digest",))
+    if of_candidates is None or of_items is None or of_queries is None:
+        return None
+    candidates, queries, items = current.read(CANDIDATES), current.read(QUERIES), current.read(ITEMS)
+    of_texts = of_items.where(~F.col("old.source_digest").eqNullSafe(F.col("new.source_digest")))
+    touched = touched_candidates(candidates, of_candidates, of_texts, of_queries)
+    if are_passing:
+        texts = tables.read_memory(current.warehouse, TEXTS)
+        again = candidates_of_pairs(passing, candidates, queries, items, texts, checkpoint.card.recipe.digest)
+        more = again.join(touched, on=["query_id", "item_id"], how="left_anti")
+        touched = touched.unionByName(more.withColumn("cause", F.lit(RETRIED)))
+    gone = gone_candidates(candidates, of_candidates, of_texts, of_queries).count()
+    return _Touched(touched, gone, of_texts)
+
+
+def _all_candidates(current: Run) -> DataFrame:
+    """All candidates; the cause of one that was ranked before is its text, of another that it is new."""
+    ranked = tables.snapshot(current.warehouse, RANKINGS)
+    shown = tables.read(current.warehouse, RANKINGS, ranked).select("query_id", "item_id").distinct()
+    candidates = current.read(CANDIDATES).select("query_id", "item_id")
+    marked = candidates.join(shown.withColumn("_shown", F.lit(True)), on=["query_id", "item_id"], how="left")
+    return marked.select("query_id", "item_id", F.when(F.col("_shown"), TEXT).otherwise(NEW).alias("cause"))
+
+
+def _with_digests(current: Run, candidates: DataFrame, checkpoint: Checkpoint, is_part: bool) -> DataFrame:
     recipe = checkpoint.card.recipe
-    pairs = pair_texts(
-        current.read(CANDIDATES),
-        current.read(QUERIES),
-        current.read(ITEMS),
-        tables.read_memory(current.warehouse, TEXTS),
-        recipe.digest,
-    ).persist()
-    counts = pairs.agg(
-        F.count("*").alias("candidates"),
-        F.count_if(F.col("query_digest").isNull() | F.col("passage_digest").isNull()).alias("without_text"),
-    ).collect()[0]
-    current.count(candidates=int(counts["candidates"]))
-    if counts["without_text"]:
+    queries, items = current.read(QUERIES), current.read(ITEMS)
+    sources = sources_of(candidates, queries, items) if is_part else None
+    buckets = None if sources is None else tables.buckets_of(current.warehouse, TEXTS, sources)
+    texts = tables.read_memory(current.warehouse, TEXTS, sources, buckets)
+    pairs = pair_texts(candidates, queries, items, texts, recipe.digest).drop("query_text", "passage_text")
+    return pairs
+
+
+def _check_texts(pairs: DataFrame, checkpoint: Checkpoint) -> int:
+    """How many candidates are looked at. Raises ContractError when one has no text."""
+    without = F.count_if(F.col("query_digest").isNull() | F.col("passage_digest").isNull()).alias("without")
+    counts = pairs.agg(F.count("*").alias("looked_at"), without).collect()[0]
+    if counts["without"]:
+        recipe = checkpoint.card.recipe
         raise ContractError(
             f"texts: expected a text for every candidate under the recipe of {checkpoint.name} "
-            f"({recipe.digest.hex()}), found none for {counts['without_text']:,} of {counts['candidates']:,}; "
+            f"({recipe.digest.hex()}), found none for {counts['without']:,} of {counts['looked_at']:,}; "
             "run build_texts with that recipe first"
         )
-    wanted = pairs.select(*PAIR).distinct()
-    scores = tables.read_memory(current.warehouse, SCORES, wanted)
-    return lacking(pairs, standing(scores, checkpoint.scorer_digest), max_tries)
+    return int(counts["looked_at"])
 
 
-def _score(
-    current: Run, needed: DataFrame, count: int, scorer_digest: bytes, scorer: Description, config: Config
-) -> None:
-    # A number of partitions that is given is kept: Spark would merge small ones into one long task. By ranges pairs of
-    # one passage stand together, so it is tokenised once a window, and an item of many queries fills no task alone.
-    by_passage = ("passage_digest", "query_digest")
-    tasks = needed.repartitionByRange(math.ceil(count / config.pairs_per_task), *by_passage)
-    tasks = tasks.sortWithinPartitions(*by_passage)
-    spark = current.warehouse.spark
-    costs, start = costs_of(spark), time.monotonic()
-    scores = score_pairs(tasks, scorer, costs, profile_of(spark, config.resources))
-    rows = scores.withColumn("scorer_digest", F.lit(scorer_digest))
-    current.commit(tables.append_memory(current.warehouse, SCORES, rows, current.author))
-    current.spent("score", costs.value, time.monotonic() - start)
+def _score(current: Run, needed: DataFrame, checkpoint: Checkpoint, scorer: Description, config: Config) -> None:
+    """Score the pairs part by part, each landed before the next is begun: a death loses the part at hand."""
+    warehouse, spark = current.warehouse, current.warehouse.spark
+    tables.create(warehouse, SCORES)
+    placed = needed.withColumn("place", tables.place_of(warehouse, SCORES, F.col("query_digest"))).persist()
+    counts = [(row["place"], int(row["count"])) for row in placed.groupBy("place").count().collect()]
+    profile = profile_of(spark, config.resources)
+    for part, said in parts.told(parts.cut(counts, config.pairs_per_commit), "pairs"):
+        log.info("%s: %s", JOB, said)
+        mine = placed.where(F.col("place").between(part.first, part.last)).drop("place", "cause", "candidates")
+        sources = mine.select(F.explode(F.array(*SOURCES)).alias("source_digest")).distinct()
+        texts = tables.read_memory(warehouse, TEXTS, sources, tables.buckets_of(warehouse, TEXTS, sources))
+        pairs = with_texts(mine, texts, checkpoint.card.recipe.digest)
+        # A number of partitions that is given is kept: Spark would merge small ones into one long task. By ranges pairs
+        # of one passage stand together, so it is tokenised once a window, and an item of many queries fills no task.
+        by_passage = ("passage_digest", "query_digest")
+        tasks = pairs.repartitionByRange(math.ceil(part.count / config.pairs_per_task), *by_passage)
+        costs, start = costs_of(spark), time.monotonic()
+        scores = score_pairs(tasks.sortWithinPartitions(*by_passage), scorer, costs, profile)
+        rows = scores.withColumn("scorer_digest", F.lit(checkpoint.scorer_digest))
+        current.commit(tables.append_memory(warehouse, SCORES, rows, current.author))
+        current.spent("score", costs.value, time.monotonic() - start)
+        _check(current, mine, checkpoint.scorer_digest, config.max_failed_share)
+    placed.unpersist()
 
 
-def _check(current: Run, needed: DataFrame, scorer_digest: bytes, max_failed_share: float) -> None:
-    """Count what came of it. Raises ContractError when too much failed: nothing should be ranked then."""
-    tried = needed.select(*PAIR, "attempt")
-    scores = tables.read_memory(current.warehouse, SCORES, tried.select(*PAIR))
-    mine = scores.where(F.col("scorer_digest") == F.lit(scorer_digest)).join(tried, on=[*PAIR, "attempt"], how="inner")
+def _check(current: Run, tried: DataFrame, scorer_digest: bytes, max_failed_share: float) -> None:
+    """Count what came of it. Raises ContractError when too much failed so far: nothing should be ranked then."""
+    buckets = tables.buckets_of(current.warehouse, SCORES, tried.select("query_digest"))
+    scores = tables.read_memory(current.warehouse, SCORES, tried.select(*PAIR), buckets)
+    of_scorer = scores.where(F.col("scorer_digest") == F.lit(scorer_digest))
+    mine = of_scorer.join(tried.select(*PAIR, "attempt"), on=[*PAIR, "attempt"], how="inner")
     counts = mine.agg(
         F.count("logit").alias("scored"),
         F.count("error").alias("failed"),
@@ -133,11 +329,12 @@ def _check(current: Run, needed: DataFrame, scorer_digest: bytes, max_failed_sha
         F.count_if(F.col("cut_query_tokens") + F.col("cut_passage_tokens") > 0).alias("cut"),
     ).collect()[0]
     current.count(**{name: int(counts[name] or 0) for name in ("scored", "failed", "tokens", "cut")})
-    if counts["failed"] > max_failed_share * (counts["scored"] + counts["failed"]):
+    scored, failed = current.rows["scored"], current.rows["failed"]
+    if failed > max_failed_share * (scored + failed):
         kinds = mine.where("error IS NOT NULL").groupBy("error", "error_kind").count().orderBy("error").collect()
         listed = ", ".join(f"{row['error']} ({row['error_kind']}) {row['count']:,}" for row in kinds)
         raise ContractError(
-            f"scores: expected at most {max_failed_share:.2%} of the pairs to fail, found {counts['failed']:,} of "
-            f"{counts['scored'] + counts['failed']:,}: {listed}; they are in the table scores; passing errors are "
+            f"scores: expected at most {max_failed_share:.2%} of the pairs to fail, found {failed:,} of "
+            f"{scored + failed:,}: {listed}; they are in the table scores; passing errors are "
             "tried again by the next run, lasting ones want the text or the checkpoint mended"
         )

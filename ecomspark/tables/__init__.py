@@ -1,41 +1,37 @@
-"""The only package that knows Delta: `warehouse` is where tables are and how they are read, `publish` how they
-change, `source` what is read from outside.
+"""The only package that knows Delta: `warehouse` is where tables are and how they are read, `commits` one commit and
+the proof of it, `publish` how tables change, `staging` what is on its way to that, `changes` what changed since a
+version, `leases` who may publish, `source` what is read from outside.
 
 Readers of state and log tables see a pinned version; memory tables are read at their newest version, because their
 content cannot change an answer. Commits carry the run, the job and a nonce, never a row's value.
 """
 
-from ecomspark.tables.publish import (
-    Author,
-    Change,
-    Commit,
-    append_log,
-    append_memory,
-    compare,
-    drop,
-    drop_staged,
-    publish,
-    put,
-    read_staged,
-    stage,
-)
+from ecomspark.tables.changes import changes
+from ecomspark.tables.commits import Author, Commit
+from ecomspark.tables.leases import Lease, Leases, fence_off, read_leases, renew, take
+from ecomspark.tables.publish import Change, append_log, append_memory, compare, drop, publish, put
 from ecomspark.tables.source import MALFORMED, Source, Sourced, read_source
+from ecomspark.tables.staging import drop_staged, read_staged, stage
 from ecomspark.tables.warehouse import (
     Snapshot,
     Warehouse,
+    bucket_of,
+    buckets_of,
     committed_at,
     conform,
     create,
     ddl,
     empty,
     exists,
+    place_of,
     read,
     read_memory,
     snapshot,
 )
 
 __all__ = [
-    "MALFORMED", "Author", "Change", "Commit", "Snapshot", "Source", "Sourced", "Warehouse", "append_log",
-    "append_memory", "committed_at", "compare", "conform", "create", "ddl", "drop", "drop_staged", "empty", "exists",
-    "publish", "put", "read", "read_memory", "read_source", "read_staged", "snapshot", "stage",
+    "MALFORMED", "Author", "Change", "Commit", "Lease", "Leases", "Snapshot", "Source", "Sourced", "Warehouse",
+    "append_log", "append_memory", "bucket_of", "buckets_of", "changes", "committed_at", "compare", "conform", "create",
+    "ddl", "drop", "drop_staged", "empty", "exists", "fence_off", "place_of", "publish", "put", "read", "read_leases",
+    "read_memory", "read_source", "read_staged", "renew", "snapshot", "stage", "take",
 ]  # fmt: skip

@@ -1,21 +1,27 @@
-"""How tables change: state by merging the rows that differ, memory and logs by appending, staging for Python's rows."""
+"""How tables change: state by merging the rows that differ, memory and logs by appending."""
 
-import json
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from types import MappingProxyType
 from typing import Any
 
-from delta.exceptions import DeltaConcurrentModificationException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from ecomspark import schemas
 from ecomspark.errors import NewerPublished
-from ecomspark.schemas import Table, column
+from ecomspark.schemas import Table
+from ecomspark.tables.commits import (
+    WRITE,
+    Author,
+    Commit,
+    after_maintenance,
+    append,
+    committed,
+    session_settings,
+    turn,
+    write,
+)
 from ecomspark.tables.warehouse import (
     BUCKET,
     Snapshot,
@@ -24,12 +30,10 @@ from ecomspark.tables.warehouse import (
     create,
     ddl,
     delta,
-    exists,
     literal,
     quoted,
     raise_faults,
     read,
-    snapshot,
     whole,
     with_bucket,
 )
@@ -37,17 +41,6 @@ from ecomspark.tables.warehouse import (
 _CHANGE = "_change"
 _COUNT = "_count"
 _CONFLICT_TRIES = 5
-_HISTORY_DEPTH = 100
-_WRITE = "spark.databricks.delta.write"
-_USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
-
-
-@dataclass(frozen=True)
-class Author:
-    """Who publishes: written into every commit, and into the rows of state tables that it changes."""
-
-    job: str
-    run_id: str
 
 
 @dataclass(frozen=True)
@@ -61,23 +54,11 @@ class Change:
     updated: int
     deleted: int
     given: int  # rows that were handed over
-    before: int  # rows that they were compared with
+    before: int  # rows that they were compared with; counted only when some of them are gone
 
     @property
     def is_empty(self) -> bool:
         return not (self.inserted or self.updated or self.deleted)
-
-
-@dataclass(frozen=True)
-class Commit:
-    """What a publication did: the table's version before and after (equal when nothing was written), and its rows."""
-
-    table: Table
-    before: int
-    after: int
-    inserted: int = 0
-    updated: int = 0
-    deleted: int = 0
 
 
 def compare(
@@ -87,15 +68,18 @@ def compare(
     author: Author,
     *,
     scope: Column | None = None,
+    within: DataFrame | None = None,
     keep: DataFrame | None = None,
     deletes: bool = True,
+    buckets: Sequence[int] | None = None,
 ) -> Change:
     """What publishing `rows` would change in a state table: a full outer join on its key, the rows that differ kept.
 
     `rows` has the declared columns but `changed_by`. `scope`: a condition on what is there; rows outside it are left
-    alone. `keep`: values of some key columns; rows there with these values are left alone. `deletes`: whether a key
-    in scope that `rows` lacks is gone. Raises ContractError, naming all faults, when columns are not as declared, a
-    key is null or given twice, or a column that must have a value has none. Hand the result to `publish` or `drop`.
+    alone. `within`, `keep`: values of some key columns; rows there without, with these values are left alone.
+    `deletes`: whether a key in scope that `rows` lacks is gone. `buckets`: the parts of the table that all of this is
+    about, if it is known (see `buckets_of`). Raises ContractError, naming all faults, when columns are not as declared,
+    a key is null or given twice, or a column that must have a value has none. Hand the result to `publish` or `drop`.
     """
     if table.kind != "state":
         raise ValueError(f"{table.name}: only a state table is compared")
@@ -105,40 +89,52 @@ def compare(
     rows = conform(rows, table).persist()
     try:
         given = _check_rows(rows, table)
-        there = read(warehouse, table, at)
+        there = read(warehouse, table, at, buckets)
         there = there if scope is None else there.where(scope)
+        there = there if within is None else there.join(within, on=within.columns, how="left_semi")
         there = there if keep is None else there.join(keep, on=keep.columns, how="left_anti")
         changed = _difference(table, rows, there, deletes).persist()
         counts = {row[_CHANGE]: int(row["count"]) for row in changed.groupBy(_CHANGE).count().collect()}
-        before = there.count()
+        inserted, updated, deleted = (counts.get(kind, 0) for kind in ("insert", "update", "delete"))
+        before = there.count() if deleted else 0
     finally:
         rows.unpersist()
-    inserted, updated, deleted = (counts.get(kind, 0) for kind in ("insert", "update", "delete"))
     return Change(table, changed, at, inserted, updated, deleted, given, before)
 
 
 def publish(warehouse: Warehouse, change: Change, author: Author) -> Commit:
     """Put a change into its table in one commit; none at all when nothing differs.
 
-    Raises NewerPublished when the table moved since the change was found: what differs must be found anew.
+    Maintenance that came in between changes no row: the commit is tried again behind it. Raises NewerPublished when
+    rows moved since the change was found, because what differs must be found anew, and when the author's lease on the
+    table was taken over.
     """
     table, at = change.table, change.at
     try:
         if change.is_empty:
             return Commit(table, at.version, at.version)
-        if snapshot(warehouse, table) != at:
-            raise NewerPublished(f"{table.name}: somebody published after version {at.version} was read; run again")
-        rows = with_bucket(warehouse, table, change.rows)
-        if at.version == 0:
-            # Nothing was ever published here: an append makes the same commit at a fraction of a merge's work.
-            after, _ = _committed(
-                warehouse, table, author, lambda: _append(warehouse, table, rows.drop(_CHANGE), _turn(table, at))
-            )
-        else:
-            after, _ = _committed(warehouse, table, author, lambda: _merge(warehouse, table, rows, at))
-        return Commit(table, at.version, after, change.inserted, change.updated, change.deleted)
+        for left in reversed(range(_CONFLICT_TRIES)):
+            now = after_maintenance(warehouse, table, at)
+            if now is None:
+                raise NewerPublished(f"{table.name}: somebody published after version {at.version} was read; run again")
+            try:
+                after = _put_in(warehouse, table, with_bucket(warehouse, table, change.rows), now, author)
+                return Commit(table, at.version, after, change.inserted, change.updated, change.deleted)
+            except NewerPublished:
+                if not left or after_maintenance(warehouse, table, at) in (None, now):
+                    raise
+        raise AssertionError("the loop returns or raises")
     finally:
         drop(change)
+
+
+def _put_in(warehouse: Warehouse, table: Table, rows: DataFrame, at: Snapshot, author: Author) -> int:
+    options = turn(warehouse, table, at, author)
+    if at.version == 0:
+        # Nothing was ever published here: an append makes the same commit at a fraction of a merge's work.
+        new = rows.drop(_CHANGE)
+        return committed(warehouse, table, author, lambda: append(warehouse, table, new, options))[0]
+    return committed(warehouse, table, author, lambda: _merge(warehouse, table, rows, options))[0]
 
 
 def drop(change: Change) -> None:
@@ -155,12 +151,14 @@ def put(warehouse: Warehouse, table: Table, values: Mapping[str, Any], author: A
     create(warehouse, table)
     row = warehouse.spark.createDataFrame([tuple(values[c.name] for c in table.columns)], ddl(table)).coalesce(1)
     if is_new:
-        _committed(warehouse, table, author, lambda: _write(warehouse, table, row))
+        committed(warehouse, table, author, lambda: write(warehouse, table, row))
         return
     of_key = " AND ".join(f"{quoted(name)} = {literal(str(values[name]))}" for name in table.key)
     for left in reversed(range(_CONFLICT_TRIES)):
         try:
-            _committed(warehouse, table, author, lambda: _write(warehouse, table, row, {"replaceWhere": of_key}))
+            committed(
+                warehouse, table, author, lambda: write(warehouse, table, row, {"replaceWhere": of_key}, "overwrite")
+            )
             return
         except NewerPublished:
             if not left:
@@ -170,12 +168,16 @@ def put(warehouse: Warehouse, table: Table, values: Mapping[str, Any], author: A
 def append_memory(warehouse: Warehouse, table: Table, rows: DataFrame, author: Author) -> Commit:
     """Append what Python made, evaluating `rows` exactly once. A null where none may be fails the whole commit.
 
+    Raises NewerPublished, before anything is evaluated, when the author's lease on the table was taken over.
+
     Keys are not looked for twice: that would evaluate `rows` again, and a doubled key is folded by the reader.
     """
     if table.kind != "memory":
         raise ValueError(f"{table.name}: not a memory table")
-    at = create(warehouse, table)
-    return _appended(warehouse, table, conform(rows, table), author, at)
+    at, rows = create(warehouse, table), conform(rows, table)
+    # Rows of two writers at once do no harm here, so only the holder of a lease is bound to a turn.
+    options = turn(warehouse, table, at, author) if table.name in author.leased else {}
+    return _appended(warehouse, table, rows, author, at, options)
 
 
 def append_log(warehouse: Warehouse, table: Table, rows: DataFrame, author: Author) -> Commit:
@@ -190,62 +192,28 @@ def append_log(warehouse: Warehouse, table: Table, rows: DataFrame, author: Auth
         news = rows.join(there, on=list(table.key), how="left_anti")
         if news.isEmpty():
             return Commit(table, at.version, at.version)
-        return _appended(warehouse, table, news.select(*table.column_names), author, at, _turn(table, at))
+        return _appended(
+            warehouse, table, news.select(*table.column_names), author, at, turn(warehouse, table, at, author)
+        )
     finally:
         rows.unpersist()
-
-
-def stage(warehouse: Warehouse, table: Table, rows: DataFrame, author: Author, part: str) -> str:
-    """Append what Python made for a state or log table to `staging/<table>`; the nonce under which it landed.
-
-    A merge may evaluate its source more than once, so it must not read Python: it reads what `read_staged` gives.
-    """
-    staging, nonce = _staging(table), uuid.uuid4().hex
-    at = create(warehouse, staging)
-    marks = {"job": author.job, "run_id": author.run_id, "part": part, "nonce": nonce}
-    staged = rows.withColumns({name: F.lit(value) for name, value in marks.items()})
-    _appended(warehouse, staging, conform(staged, staging), author, at)
-    return nonce
-
-
-def read_staged(warehouse: Warehouse, table: Table, nonces: Sequence[str]) -> DataFrame:
-    """The rows of the parts that landed under `nonces`; what a dead try left is not among them."""
-    staged = whole(warehouse, _staging(table)).where(F.col("nonce").isin(list(nonces)))
-    return staged.select(*(name for name in _staging(table).column_names if name in table.column_names))
-
-
-def drop_staged(warehouse: Warehouse, table: Table, author: Author) -> None:
-    """Delete all that a run staged for a table, when the run closes."""
-    if exists(warehouse, _staging(table)):
-        is_mine = (F.col("job") == author.job) & (F.col("run_id") == author.run_id)
-        delta(warehouse, _staging(table)).delete(is_mine)
-
-
-def _staging(table: Table) -> Table:
-    marks = (
-        column("job", "string", "the job that staged the row"),
-        column("run_id", "string", "its run"),
-        column("part", "string", "the part of its work"),
-        column("nonce", "string", "names one try at the part"),
-    )
-    columns = tuple(c for c in table.columns if c != schemas.CHANGED_BY)
-    return Table(
-        f"staging/{table.name}", f"staged for {table.name}: {table.one_row}", "log", table.key, columns + marks,
-        table.bytes_a_row,
-    )  # fmt: skip
 
 
 def _check_rows(rows: DataFrame, table: Table) -> int:
     """How many rows there are. Raises ContractError when values are missing or keys are doubled."""
     needed = [column.name for column in table.columns if not column.is_nullable]
-    counts = (F.count_if(F.col(name).isNull()).alias(name) for name in needed)
-    nulls = rows.select(F.count("*").alias(_COUNT), *counts).collect()[0]
-    faults = [f"{name}: expected a value in every row, found {nulls[name]:,} without" for name in needed if nulls[name]]
-    doubled = rows.groupBy(*table.key).count().where("count > 1").count()
-    if doubled:
-        faults.append(f"{', '.join(table.key)}: expected each key once, found {doubled:,} given more than once")
+    nulls = (F.count_if(F.col(name).isNull()).alias(name) for name in needed)
+    by_key = rows.groupBy(*(F.col(name).alias(f"_{name}") for name in table.key)).agg(
+        F.count("*").alias(_COUNT), *nulls
+    )
+    totals = (F.coalesce(F.sum(name), F.lit(0)).alias(name) for name in (*needed, _COUNT))
+    found = by_key.agg(*totals, F.count_if(F.col(_COUNT) > 1).alias("_doubled")).collect()[0]
+    faults = [f"{name}: expected a value in every row, found {found[name]:,} without" for name in needed if found[name]]
+    if found["_doubled"]:
+        keys = ", ".join(table.key)
+        faults.append(f"{keys}: expected each key once, found {found['_doubled']:,} given more than once")
     raise_faults(f"{table.name}: nothing was published", faults)
-    return int(nulls[_COUNT])
+    return int(found[_COUNT])
 
 
 def _difference(table: Table, rows: DataFrame, there: DataFrame, deletes: bool) -> DataFrame:
@@ -276,46 +244,20 @@ def _differs(column: schemas.Column) -> Column:
     return ~old.eqNullSafe(new)
 
 
-def _append(
-    warehouse: Warehouse, table: Table, rows: DataFrame, options: Mapping[str, str] = MappingProxyType({})
-) -> None:
-    # One file a bucket, and the shuffle keeps what Python made: a write that is tried again does not make it again.
-    _write(warehouse, table, rows.repartition(BUCKET) if table.bucketed_by else rows, options)
-
-
-def _write(
-    warehouse: Warehouse, table: Table, rows: DataFrame, options: Mapping[str, str] = MappingProxyType({})
-) -> None:
-    """Append rows; with `replaceWhere` among the options, in the place of those that it describes."""
-    mode = "overwrite" if "replaceWhere" in options else "append"
-    writer = rows.write.format("delta").mode(mode).options(**options)
-    path = warehouse.path(table)
-    if path is None:
-        writer.saveAsTable(warehouse.name(table))
-    else:
-        writer.save(path)
-
-
 def _appended(
     warehouse: Warehouse,
     table: Table,
     rows: DataFrame,
     author: Author,
     at: Snapshot,
-    options: Mapping[str, str] = MappingProxyType({}),
+    options: Mapping[str, str],
 ) -> Commit:
     rows = with_bucket(warehouse, table, rows)
-    after, written = _committed(warehouse, table, author, lambda: _append(warehouse, table, rows, options))
+    after, written = committed(warehouse, table, author, lambda: append(warehouse, table, rows, options))
     return Commit(table, at.version, after, inserted=written)
 
 
-def _turn(table: Table, at: Snapshot) -> dict[str, str]:
-    """Options that let one writer only follow a version: two that compared with the same one name the same turn, and
-    Delta leaves the later one out (found by its nonce) or ends it in a conflict, though appends do not conflict."""
-    return {"txnAppId": f"ecomspark {table.name}", "txnVersion": str(at.version + 1)}
-
-
-def _merge(warehouse: Warehouse, table: Table, rows: DataFrame, at: Snapshot) -> None:
+def _merge(warehouse: Warehouse, table: Table, rows: DataFrame, options: Mapping[str, str]) -> None:
     condition = " AND ".join(f"t.`{name}` = s.`{name}`" for name in table.key)
     if table.bucketed_by:
         # Delta skips no files by a join: the touched buckets must stand in the condition as literals.
@@ -330,39 +272,5 @@ def _merge(warehouse: Warehouse, table: Table, rows: DataFrame, at: Snapshot) ->
         .whenMatchedUpdate(set=dict(values))
         .whenNotMatchedInsert(f"s.{_CHANGE} <> 'delete'", values=dict(values))
     )
-    with _session(warehouse, {f"{_WRITE}.{name}": value for name, value in _turn(table, at).items()}):
+    with session_settings(warehouse, {f"{WRITE}.{name}": value for name, value in options.items()}):
         merge.execute()
-
-
-def _committed(warehouse: Warehouse, table: Table, author: Author, write: Callable[[], None]) -> tuple[int, int]:
-    """The version that `write` made, proven by a nonce in the history, and the rows that it wrote.
-
-    Raises NewerPublished when it made none, because somebody else published at the same moment.
-    """
-    nonce = uuid.uuid4().hex
-    metadata = json.dumps({"job": author.job, "run_id": author.run_id, "nonce": nonce})
-    newer = NewerPublished(f"{table.name}: somebody published at the same moment; run again")
-    try:
-        with _session(warehouse, {_USER_METADATA: metadata}):
-            write()
-    except DeltaConcurrentModificationException:
-        raise newer from None
-    for depth in (1, _HISTORY_DEPTH):  # mine is the last one, unless somebody came after me at once
-        history = delta(warehouse, table).history(depth).select("version", "operationMetrics", "userMetadata").collect()
-        for row in history:
-            if nonce in (row["userMetadata"] or ""):
-                return int(row["version"]), int(row["operationMetrics"].get("numOutputRows", 0))
-    raise newer
-
-
-@contextmanager
-def _session(warehouse: Warehouse, settings: Mapping[str, str]) -> Iterator[None]:
-    """Settings of the session for one write: MERGE has no options, neither for metadata nor for transactions."""
-    conf = warehouse.spark.conf
-    for name, value in settings.items():
-        conf.set(name, value)
-    try:
-        yield
-    finally:
-        for name in settings:
-            conf.unset(name)

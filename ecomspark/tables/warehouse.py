@@ -16,6 +16,7 @@ from ecomspark.schemas import Table
 
 BUCKET = "bucket"
 _BUCKETS_PROPERTY = "ecomspark.buckets"
+_FEW_BUCKETS = 4
 _CATALOG = re.compile(r"catalog:(?P<name>\w+(\.\w+){1,2})")
 
 
@@ -76,7 +77,7 @@ def delta(warehouse: Warehouse, table: Table) -> DeltaTable:
 
 def snapshot(warehouse: Warehouse, table: Table) -> Snapshot | None:
     """The table's id and newest version; None while it has not been made."""
-    return _newest(warehouse, table) if exists(warehouse, table) else None
+    return newest(warehouse, table) if exists(warehouse, table) else None
 
 
 def committed_at(warehouse: Warehouse, table: Table, version: int) -> datetime:
@@ -95,7 +96,7 @@ def create(warehouse: Warehouse, table: Table) -> Snapshot:
     """
     if not exists(warehouse, table):
         _make(warehouse, table)
-        return _newest(warehouse, table)
+        return newest(warehouse, table)
     found = {field.name: field for field in whole(warehouse, table).schema.fields}
     faults, added = [], []
     for column in table.columns:
@@ -114,13 +115,14 @@ def create(warehouse: Warehouse, table: Table) -> Snapshot:
     )
     if added:
         warehouse.spark.sql(f"ALTER TABLE {warehouse.name(table)} ADD COLUMNS ({', '.join(added)})")
-    return _newest(warehouse, table)
+    return newest(warehouse, table)
 
 
-def read(warehouse: Warehouse, table: Table, at: Snapshot | None) -> DataFrame:
+def read(warehouse: Warehouse, table: Table, at: Snapshot | None, buckets: Sequence[int] | None = None) -> DataFrame:
     """The declared columns of a state or log table at a pinned version; no rows if it was not there when pinned.
 
-    Raises ContractError when another table has taken the place of the one that was pinned.
+    `buckets`: only the files of these parts are read (see `buckets_of`); None: of all. Raises ContractError when
+    another table has taken the place of the one that was pinned.
     """
     if table.kind == "memory":
         raise ValueError(f"{table.name}: a memory table is read with read_memory")
@@ -133,7 +135,7 @@ def read(warehouse: Warehouse, table: Table, at: Snapshot | None) -> DataFrame:
             "start a run with a new run_id"
         )
     # A column that the declaration gained and the table has not yet is null in every row.
-    rows = whole(warehouse, table, at.version)
+    rows = _of_buckets(whole(warehouse, table, at.version), buckets)
     return rows.select(
         *(
             F.col(c.name) if c.name in rows.columns or not c.is_nullable else F.lit(None).cast(c.type).alias(c.name)
@@ -142,11 +144,14 @@ def read(warehouse: Warehouse, table: Table, at: Snapshot | None) -> DataFrame:
     )
 
 
-def read_memory(warehouse: Warehouse, table: Table, wanted: DataFrame | None = None) -> DataFrame:
+def read_memory(
+    warehouse: Warehouse, table: Table, wanted: DataFrame | None = None, buckets: Sequence[int] | None = None
+) -> DataFrame:
     """A memory table at its newest version, one row a key: one with a result before one with an error, then the
     earliest commit. So a doubled append doubles nothing behind it.
 
-    `wanted`: values of some key columns; only rows with these are looked at.
+    `wanted`: values of some key columns; only rows with these are looked at. `buckets`: only the files of these parts
+    are read; None: of all.
     """
     if table.kind != "memory":
         raise ValueError(f"{table.name}: not a memory table")
@@ -154,7 +159,7 @@ def read_memory(warehouse: Warehouse, table: Table, wanted: DataFrame | None = N
         return empty(warehouse, table)
     has_error = F.col("error").isNotNull() if "error" in table.column_names else F.lit(False)
     best_first = Window.partitionBy(*table.key).orderBy(has_error, "_committed", "_row")
-    rows = whole(warehouse, table).select(
+    rows = _of_buckets(whole(warehouse, table), buckets).select(
         *table.column_names,
         F.col("_metadata.row_commit_version").alias("_committed"),
         F.col("_metadata.row_id").alias("_row"),
@@ -198,13 +203,42 @@ def with_bucket(warehouse: Warehouse, table: Table, rows: DataFrame) -> DataFram
     """`rows` with the part of the table that each belongs to; as they are if the table has none."""
     if not table.bucketed_by:
         return rows
-    properties = _log(warehouse, table).metadata().configuration()
-    return rows.withColumn(BUCKET, bucket_of(F.col(table.bucketed_by), int(properties.apply(_BUCKETS_PROPERTY))))
+    return rows.withColumn(BUCKET, bucket_of(F.col(table.bucketed_by), _buckets(warehouse, table)))
+
+
+def buckets_of(warehouse: Warehouse, table: Table, rows: DataFrame) -> list[int] | None:
+    """The parts of a table in which rows of some digests can be; None when that is all of them, or the table is not
+    there. Delta skips no files by a join, so they go into reads and merges as literals. Executes `rows`.
+
+    `rows`: one column of digests, of the kind that the table is laid out by.
+    """
+    if not exists(warehouse, table):
+        return None
+    buckets = _buckets(warehouse, table)
+    if buckets < _FEW_BUCKETS:
+        return None  # to find out which would cost more than reading them all
+    found = rows.select(bucket_of(F.col(rows.columns[0]), buckets).alias(BUCKET)).distinct().collect()
+    return sorted(int(row[BUCKET]) for row in found) if len(found) < buckets else None
+
+
+def place_of(warehouse: Warehouse, table: Table, digest: Column) -> Column:
+    """Where the rows of a digest lie in a table that is laid out in buckets: the bucket, and within it the digest's
+    second byte. A number; long work is cut into ranges of it, and such a range touches few buckets."""
+    second = F.conv(F.hex(F.substring(digest, 2, 1)), 16, 10).cast("int")
+    return bucket_of(digest, _buckets(warehouse, table)) * 256 + second
+
+
+def _of_buckets(rows: DataFrame, buckets: Sequence[int] | None) -> DataFrame:
+    return rows if buckets is None else rows.where(F.col(BUCKET).isin(list(buckets)))
 
 
 def bucket_of(digest: Column, buckets: int) -> Column:
     """The part that a digest's rows are in: its first byte modulo the count of buckets."""
     return F.conv(F.hex(F.substring(digest, 1, 1)), 16, 10).cast("int") % F.lit(buckets)
+
+
+def _buckets(warehouse: Warehouse, table: Table) -> int:
+    return int(log_of(warehouse, table).metadata().configuration().apply(_BUCKETS_PROPERTY))
 
 
 def ddl(table: Table) -> str:
@@ -217,7 +251,7 @@ def utc(collected: datetime) -> datetime:
     return collected.astimezone(UTC)
 
 
-def _log(warehouse: Warehouse, table: Table) -> Any:
+def log_of(warehouse: Warehouse, table: Table) -> Any:
     """The newest snapshot in a table's log: `version()`, `metadata().id()`, `metadata().configuration()`.
 
     An inner part of the pinned delta-spark, reached through its handle in the JVM. The public `detail()` and
@@ -227,9 +261,10 @@ def _log(warehouse: Warehouse, table: Table) -> Any:
     return delta(warehouse, table)._jdt.deltaLog().update(False, nothing, nothing)
 
 
-def _newest(warehouse: Warehouse, table: Table) -> Snapshot:
-    newest = _log(warehouse, table)
-    return Snapshot(newest.metadata().id(), newest.version())
+def newest(warehouse: Warehouse, table: Table) -> Snapshot:
+    """The newest snapshot of a table that exists."""
+    log = log_of(warehouse, table)
+    return Snapshot(log.metadata().id(), log.version())
 
 
 def _make(warehouse: Warehouse, table: Table) -> None:
@@ -237,9 +272,8 @@ def _make(warehouse: Warehouse, table: Table) -> None:
         f"{quoted(c.name)} {c.type}{'' if c.is_nullable else ' NOT NULL'} COMMENT {literal(c.meaning)}"
         for c in table.columns
     ]
-    properties = {"delta.enableChangeDataFeed": "true", "delta.enableDeletionVectors": "true"}
-    if table.kind == "memory":
-        properties = {"delta.enableRowTracking": "true"}
+    properties = {"delta.enableChangeDataFeed": "true"}  # of appends alone it is the appended files themselves
+    properties |= {"delta.enableRowTracking" if table.kind == "memory" else "delta.enableDeletionVectors": "true"}
     # The smallest and largest value of a column stay in the log for long: only columns named as harmless go there.
     if table.statistics:
         properties["delta.dataSkippingStatsColumns"] = ",".join(table.statistics)

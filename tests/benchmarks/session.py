@@ -167,7 +167,9 @@ class Cases:
         candidates, queries, items = (
             tables.read(warehouse, table, tables.snapshot(warehouse, table)) for table in (CANDIDATES, QUERIES, ITEMS)
         )
-        pairs = pair_texts(candidates, queries, items, tables.read_memory(warehouse, TEXTS), RECIPE)
+        pairs = pair_texts(
+            candidates.select("query_id", "item_id"), queries, items, tables.read_memory(warehouse, TEXTS), RECIPE
+        )
         scores = score_pairs(pairs, NoWork()).withColumns({"scorer_digest": F.lit(scorer_digest), "attempt": F.lit(1)})
         commit = tables.append_memory(warehouse, SCORES, scores, Author("bench", name))
         return {"seconds": time.perf_counter() - start, "rows": commit.inserted, "slots": self.slots}

@@ -51,13 +51,18 @@ def test_one_price_re_ranks_only_its_queries_and_loads_no_model(copied: Shop, mo
     assert touched
     assert touched <= of_item
     untouched = copied.rows(RANKINGS).where("changed_by = 'first'").count()
-    assert untouched == summary.rows["ranked"] - summary.rows["changed"]
+    assert untouched == copied.rows(RANKINGS).count() - summary.rows["changed"]
+    assert summary.rows["reranked_queries"] == summary.rows["because_items"] == len(of_item)
 
 
 def test_the_same_again_publishes_nothing(copied: Shop) -> None:
     again = copied.run("rank_candidates", "again")
     assert again.status == "nothing_to_do"
-    assert again.tables["rankings"]["before"] == again.tables["rankings"]["after"]
+    assert again.tables == {}
+    assert again.rows == {"reranked_queries": 0}
+    full = copied.run("rank_candidates", "full", full=True)
+    assert full.rows["reranked_queries"] == full.rows["because_whole"] > 0
+    assert full.status == "nothing_to_do"
 
 
 def test_a_new_item_ages_by_as_of_and_by_no_clock(copied: Shop) -> None:
@@ -94,8 +99,10 @@ def test_a_query_without_all_its_scores_keeps_its_old_ranking_whole(copied: Shop
 
 def test_no_query_mixes_scorers(copied: Shop) -> None:
     tiny.checkpoint(copied.models, "relevance-2", seed=11, max_tokens=32, query_max_tokens=8)
+    before = copied.rows(RANKINGS).count()
     unscored = copied.run("rank_candidates", "unscored", checkpoint="relevance-2")
-    assert unscored.status == "nothing_to_do"
+    assert unscored.rows["new"] == unscored.rows["changed"] == unscored.rows["removed"] == 0
+    assert copied.rows(RANKINGS).count() == before
     assert unscored.rows["kept_back_queries"] > 0, "no query of it is scored: all old rankings stay"
 
     def scorers() -> dict[bytes, set[bytes]]:

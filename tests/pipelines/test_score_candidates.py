@@ -110,7 +110,7 @@ def test_a_pair_that_cannot_be_scored_is_kept_with_its_error_and_the_rest_goes_o
     assert "i07" not in ranked_items
     assert "i08" in ranked_items
     with pytest.raises(ContractError, match=r"expected at most 1\.00% of the candidates to have an error"):
-        copied.run("rank_candidates", "too-many", checkpoint="other")
+        copied.run("rank_candidates", "too-many", checkpoint="other", full=True)
 
 
 def test_too_many_errors_stop_the_run_before_anything_is_ranked(copied: Shop, tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""Put a variant's rankings back to what a run published, and stop it from being published until it is released."""
+
+from datetime import UTC, datetime
+
+from pyspark.sql import Row, Window
+from pyspark.sql import functions as F
+
+from ecomspark import ledger, tables
+from ecomspark.config import LeaseSettings
+from ecomspark.errors import ContractError
+from ecomspark.runs import Summary, open_run
+from ecomspark.schemas import HOLDS, ITEMS, KEPT_BACK, QUERIES, RANKINGS, RUNS
+from ecomspark.tables import Author, Commit, Snapshot, Warehouse
+from ecomspark.text import settings_digest
+
+JOB = "rank_candidates"  # a rollback is a run of the job whose place it takes: the next one goes on from it
+_ROLLBACK = "rollback"
+
+
+def roll_back(warehouse: Warehouse, to: str, variant: str, run_id: str, leases: LeaseSettings) -> Summary:
+    """Publish the rows of a variant that differ from what the run `to` left, as a new version, and set a hold.
+
+    Items and queries that are gone since stay out, and ranks close up. The run's watermarks are taken over: the first
+    run after the release finds all that changed since `to`. Raises ContractError when `to` did not cover the variant,
+    or its version of `rankings` can no longer be read; LeaseTaken when another run publishes.
+    """
+    former = _published(warehouse, to, variant)
+    covers = {variant: former["covers"][variant]}
+    with open_run(
+        warehouse,
+        JOB,
+        run_id,
+        reads=(ITEMS, QUERIES, RANKINGS),
+        publishes=(RANKINGS, KEPT_BACK),
+        covers=covers,
+        is_ordered=False,
+        is_pinned=True,
+        settings_digest=settings_digest({"rollback": to, "variant": variant}),
+        as_of=former["as_of"],
+        leases=leases,
+    ) as current:
+        if not current.is_replayed:
+            # First the hold: a night's run between the two would undo what is to come.
+            set_hold(warehouse, variant, _ROLLBACK, current.author)
+            with current.stage("rollback"):
+                then = _version(former, current.inputs[RANKINGS.name])
+                old = tables.read(warehouse, RANKINGS, then).where(F.col("variant") == variant)
+                there = old.join(current.read(ITEMS).select("item_id"), on="item_id", how="left_semi")
+                there = there.join(current.read(QUERIES).select("query_id"), on="query_id", how="left_semi")
+                in_order = Window.partitionBy("variant", "query_id").orderBy("rank", "item_id")
+                rows = there.withColumn("rank", F.row_number().over(in_order)).drop("changed_by")
+                change = tables.compare(warehouse, RANKINGS, rows, current.author, scope=F.col("variant") == variant)
+                current.count(ranked=change.given, new=change.inserted, changed=change.updated, removed=change.deleted)
+                current.commit(tables.publish(warehouse, change, current.author))
+            current.inputs = dict(ledger.pinned(former))
+    return current.summary()
+
+
+def set_hold(warehouse: Warehouse, variant: str, reason: str, author: Author) -> Commit:
+    """Stop publishing of a variant, for runs that start from now on."""
+    values = (RANKINGS.name, variant, reason, author.run_id, datetime.now(UTC))
+    rows = warehouse.spark.createDataFrame([values], tables.ddl(HOLDS))
+    change = tables.compare(warehouse, HOLDS, rows, author, scope=F.col("variant") == variant)
+    return tables.publish(warehouse, change, author)
+
+
+def release(warehouse: Warehouse, variant: str, author: Author) -> Commit:
+    """Let a variant be published again. Raises ContractError when there is no hold on it."""
+    scope = (F.col("table_name") == RANKINGS.name) & (F.col("variant") == variant)
+    change = tables.compare(warehouse, HOLDS, tables.empty(warehouse, HOLDS), author, scope=scope)
+    if change.is_empty:
+        tables.drop(change)
+        raise ContractError(f"holds: expected a hold on the variant {variant}, found none; nothing was released")
+    return tables.publish(warehouse, change, author)
+
+
+def _published(warehouse: Warehouse, to: str, variant: str) -> Row:
+    """The row of a run that is over and covered the variant."""
+    at = tables.snapshot(warehouse, RUNS)
+    of_job = F.col("status").isin(list(ledger.OVER)) & (F.col("job") == JOB) & (F.col("run_id") == to)
+    found = tables.read(warehouse, RUNS, at).where(of_job).collect()
+    if not found or variant not in (found[0]["covers"] or {}):
+        raise ContractError(
+            f"runs: expected a run {to} of {JOB} that published the variant {variant}, found "
+            f"{'one that did not' if found else 'none'}; the table runs has them all, with what each covers"
+        )
+    return found[0]
+
+
+def _version(former: Row, now: Snapshot | None) -> Snapshot:
+    """What the run left of `rankings`: the version it published, or the one it found when nothing differed."""
+    read = ledger.pinned(former)[RANKINGS.name]
+    published = former["published"].get(RANKINGS.name)
+    if now is None or now.table_id != read.table_id:
+        raise ContractError(f"rankings: expected the table that run {former['run_id']} published to, found another")
+    return Snapshot(read.table_id, published["after"] if published else read.version)
