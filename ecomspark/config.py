@@ -148,9 +148,7 @@ def load(path: Path, job: str, kind: type[Loaded], jobs: Sequence[str], override
     Raises ConfigError with a line for every fault: the file, the key's full path, what is wrong, and for an
     unknown key the nearest right one. Other jobs' sections are only checked to be named after a job of `jobs`.
     """
-    document = _document(path)
-    for override in overrides:
-        _lay_over(document, override)
+    document = _document(path, overrides)
     shared = set(Settings.model_fields)
     section = document.get(job)
     faults = [_unknown(path, str(key), [*shared, *jobs]) for key in document if key not in shared and key not in jobs]
@@ -170,6 +168,11 @@ def load(path: Path, job: str, kind: type[Loaded], jobs: Sequence[str], override
     return loaded
 
 
+def sections(path: Path, jobs: Sequence[str], overrides: Sequence[str] = ()) -> list[str]:
+    """The jobs that have a section in a settings file. Raises ConfigError when the file cannot be read."""
+    return [str(key) for key in _document(path, overrides) if key in jobs]
+
+
 def template(job: str, kind: type[Settings]) -> str:
     """A settings file for one job: every key with its meaning, unit, default and whether it decides output."""
     shared = {name: field for name, field in kind.model_fields.items() if name in Settings.model_fields}
@@ -178,7 +181,15 @@ def template(job: str, kind: type[Settings]) -> str:
     return "\n".join([*lines, "", f"{job}:", *(_described(own, "  ") or ["  {}"]), ""])
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _document(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the file says, with the overrides laid over it."""
+    document = _file(path)
+    for override in overrides:
+        _lay_over(document, override)
+    return document
+
+
+def _file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -97,6 +97,18 @@ def create(warehouse: Warehouse, table: Table) -> Snapshot:
     if not exists(warehouse, table):
         _make(warehouse, table)
         return newest(warehouse, table)
+    faults, added = differences(warehouse, table)
+    raise_faults(
+        f"{table.name}: the table is not what schemas.py declares; migrate it or name another warehouse", faults
+    )
+    if added:
+        warehouse.spark.sql(f"ALTER TABLE {warehouse.name(table)} ADD COLUMNS ({', '.join(added)})")
+    return newest(warehouse, table)
+
+
+def differences(warehouse: Warehouse, table: Table) -> tuple[list[str], list[str]]:
+    """How a table that exists differs from its declaration: what `create` would refuse, and the nullable columns that
+    it would add, as a statement spells them. Nothing is changed."""
     found = {field.name: field for field in whole(warehouse, table).schema.fields}
     faults, added = [], []
     for column in table.columns:
@@ -110,12 +122,7 @@ def create(warehouse: Warehouse, table: Table) -> Snapshot:
         elif field.nullable != column.is_nullable:
             faults.append(f"{column.name}: expected {_nullness(column.is_nullable)}, found {_nullness(field.nullable)}")
     faults += [f"{name}: found, but not declared" for name in found if name not in {*table.column_names, BUCKET}]
-    raise_faults(
-        f"{table.name}: the table is not what schemas.py declares; migrate it or name another warehouse", faults
-    )
-    if added:
-        warehouse.spark.sql(f"ALTER TABLE {warehouse.name(table)} ADD COLUMNS ({', '.join(added)})")
-    return newest(warehouse, table)
+    return faults, added
 
 
 def read(warehouse: Warehouse, table: Table, at: Snapshot | None, buckets: Sequence[int] | None = None) -> DataFrame:
@@ -293,6 +300,14 @@ def _make(warehouse: Warehouse, table: Table) -> None:
 
 def _nullness(is_nullable: bool) -> str:
     return "nullable" if is_nullable else "not null"
+
+
+def jar_version(spark: SparkSession) -> str | None:
+    """The version of Delta's jar that the session loaded; None where it found none."""
+    try:
+        return str(spark._jvm.io.delta.package.VERSION())  # type: ignore[union-attr]
+    except TypeError:  # what py4j takes for a package cannot be called
+        return None
 
 
 def quoted(name: str) -> str:
