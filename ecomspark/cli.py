@@ -1,4 +1,4 @@
-"""The command `ecomspark`: run a job, print its settings, show the demo."""
+"""The command `ecomspark`: run a job, print its settings, look for what would stop a run, show the demo."""
 
 import argparse
 import importlib
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecomspark import __version__, config, demo, launch
+from ecomspark import __version__, config, demo, doctor, launch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,6 +21,16 @@ def main(arguments: list[str] | None = None) -> int:
     settings = commands.add_parser("config", help="print a job's settings, each explained")
     settings.add_argument("job", choices=launch.jobs(), metavar="JOB", help=", ".join(launch.jobs()))
 
+    look = commands.add_parser(
+        "doctor",
+        help="say what would stop or slow a run here, and the remedy",
+        description="Look at this machine, Spark, the warehouse and the checkpoints. Exit status 0: no run would be "
+        "refused; 2: one would be, by the machine or the settings; 3: by a table or a checkpoint.",
+    )
+    look.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/local.yaml")
+    look.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
+    look.add_argument("--json", action="store_true", dest="as_json", help="one JSON object instead of lines")
+
     show = commands.add_parser("demo", help="run every job on the sample shop and show what came out")
     show.add_argument("--conf", type=Path, default=Path("conf/demo.yaml"), metavar="FILE", help="settings")
     show.add_argument("--run-id", default="demo", metavar="ID", help="names the runs; give another to run them anew")
@@ -32,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.command == "config":
         sys.stdout.write(config.template(asked.job, pipeline(asked.job).Config))
         return 0
+    if asked.command == "doctor":
+        return doctor.show(asked.conf, asked.overrides, asked.as_json, {job: pipeline(job) for job in launch.jobs()})
     return demo.show(asked.conf, asked.run_id, asked.overrides, {job: pipeline(job) for job in demo.JOBS})
 
 

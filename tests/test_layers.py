@@ -12,19 +12,20 @@ PACKAGE = Path(__file__).parent.parent / "ecomspark"
 LAYERS = {
     "errors": 0,
     "text": 1, "metrics": 1, "schemas": 1, "preflight": 1,
-    "config": 2, "evaluation": 2,
+    "config": 2, "evaluation": 2, "findings": 2,
     "models": 3, "tables": 3,
     "plans": 4, "features": 4, "resources": 4, "ledger": 4, "parts": 4,
     "runs": 5,
     "scoring": 5, "launch": 6, "importing": 6, "training": 6, "holds": 6,
     "daemon": 7, "demo_data": 7, "pipelines": 7,
-    "demo": 8,
+    "demo": 8, "doctor": 8,
     "cli": 9,
 }  # fmt: skip
 
 # What each side of the two walls may not touch.
 SPARK = {"pyspark", "py4j", "delta"}
 MODELS = {"torch", "transformers", "sentence_transformers", "safetensors", "tokenizers", "accelerate", "peft"}
+PURE = {"text", "metrics", "config", "schemas", "errors", "preflight", "evaluation", "findings"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -54,7 +55,7 @@ def faults(name: str, path: Path) -> Iterator[str]:
             yield f"{name} imports {top}: only models/ knows it"
         if mine != "tables" and top == "delta":
             yield f"{name} imports delta: only tables/ knows it"
-        if mine in ("text", "metrics", "config", "schemas", "errors", "preflight", "evaluation") and top in SPARK:
+        if mine in PURE and top in SPARK:
             yield f"{name} imports Spark ({target}): it is pure"
         if top != "ecomspark":
             continue
