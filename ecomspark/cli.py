@@ -1,4 +1,5 @@
-"""The command `ecomspark`: run a job, print its settings, look for what would stop a run, show the demo."""
+"""The command `ecomspark`: run a job or plan it, put rankings back, print settings, look for what would stop a run,
+show the demo."""
 
 import argparse
 import importlib
@@ -6,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecomspark import __version__, config, demo, doctor, launch
+from ecomspark import __version__, config, demo, doctor, holds, launch
+
+PLANNED = ("score_candidates", "rank_candidates")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,6 +20,31 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="run a job", description="Run a job in a Spark session of its own.")
     run.add_argument("job", choices=launch.jobs(), metavar="JOB", help=", ".join(launch.jobs()))
     launch.add_arguments(run)
+
+    planned = commands.add_parser(
+        "plan",
+        help="say what a run of a job would do now",
+        description="Say what a run would score or rank again, why, and what it would take. Nothing is published.",
+    )
+    planned.add_argument("job", choices=PLANNED, metavar="JOB", help=", ".join(PLANNED))
+    launch.add_plan_arguments(planned)
+    planned.add_argument(
+        "--save", type=Path, metavar="FILE", help="keep the versions it saw, for `run JOB --plan FILE`"
+    )
+    planned.add_argument("--json", action="store_true", dest="as_json", help="one JSON object instead of a table")
+
+    back = commands.add_parser(
+        "rollback",
+        help="put a variant's rankings back to what a run published, and hold it there",
+        description="Publish what a run of rank_candidates had left of a variant as a new version, and stop the "
+        "variant from being published until `ecomspark release`.",
+    )
+    back.add_argument("--to", required=True, metavar="RUN", help="run_id of the run of rank_candidates to go back to")
+    _add_hold_arguments(back)
+    hold = commands.add_parser("hold", help="stop a variant from being published")
+    hold.add_argument("--reason", default="by hand", metavar="WORDS", help="why, for those who find it stopped")
+    _add_hold_arguments(hold)
+    _add_hold_arguments(commands.add_parser("release", help="let a variant be published again"))
 
     settings = commands.add_parser("config", help="print a job's settings, each explained")
     settings.add_argument("job", choices=launch.jobs(), metavar="JOB", help=", ".join(launch.jobs()))
@@ -39,12 +67,24 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.command == "run":
         return launch.launch(pipeline(asked.job), asked)
+    if asked.command == "plan":
+        return launch.show_plan(pipeline(asked.job), asked, asked.save, asked.as_json)
+    if asked.command in ("rollback", "hold", "release"):
+        return holds.show(asked.command, asked)
     if asked.command == "config":
         sys.stdout.write(config.template(asked.job, pipeline(asked.job).Config))
         return 0
     if asked.command == "doctor":
         return doctor.show(asked.conf, asked.overrides, asked.as_json, {job: pipeline(job) for job in launch.jobs()})
     return demo.show(asked.conf, asked.run_id, asked.overrides, {job: pipeline(job) for job in demo.JOBS})
+
+
+def _add_hold_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variant", required=True, metavar="NAME", help="the variant of rankings")
+    parser.add_argument("--run-id", required=True, metavar="ID", help="names this; given again, it is done once")
+    parser.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/local.yaml")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of what goes to stderr")
 
 
 def pipeline(job: str) -> Any:

@@ -143,7 +143,7 @@ Loaded = TypeVar("Loaded", bound=Settings)
 
 
 def load(path: Path, job: str, kind: type[Loaded], jobs: Sequence[str], overrides: Sequence[str] = ()) -> Loaded:
-    """The settings of `job` from a YAML file, `section.key=value` overrides laid over it.
+    """The settings of `job` from a YAML file, `section.key=value` overrides laid over it; of no job, the shared ones.
 
     Raises ConfigError with a line for every fault: the file, the key's full path, what is wrong, and for an
     unknown key the nearest right one. Other jobs' sections are only checked to be named after a job of `jobs`.

@@ -1,13 +1,15 @@
 """Put a variant's rankings back to what a run published, and stop it from being published until it is released."""
 
+import argparse
+import json
 from datetime import UTC, datetime
 
 from pyspark.sql import Row, Window
 from pyspark.sql import functions as F
 
-from ecomspark import ledger, tables
-from ecomspark.config import LeaseSettings
-from ecomspark.errors import ContractError
+from ecomspark import config, launch, ledger, tables
+from ecomspark.config import LeaseSettings, Settings
+from ecomspark.errors import ConfigError, ContractError
 from ecomspark.runs import Summary, open_run
 from ecomspark.schemas import HOLDS, ITEMS, KEPT_BACK, QUERIES, RANKINGS, RUNS
 from ecomspark.tables import Author, Commit, Snapshot, Warehouse
@@ -15,6 +17,29 @@ from ecomspark.text import settings_digest
 
 JOB = "rank_candidates"  # a rollback is a run of the job whose place it takes: the next one goes on from it
 _ROLLBACK = "rollback"
+
+
+def show(command: str, asked: argparse.Namespace) -> int:
+    """Do what `ecomspark rollback`, `hold` or `release` asks for, and print what came of it; the exit status."""
+    launch.log_to_stderr(asked.log_format)
+    with launch.ending_well() as ended:
+        settings = config.load(asked.conf, "", Settings, launch.jobs(), asked.overrides)
+        if not config.is_name(asked.run_id) or not config.is_name(asked.variant):
+            raise ConfigError("--run-id, --variant: expected letters, digits and _ . = - only, 128 at most")
+        with launch.spark_session(command, settings) as spark:
+            warehouse = Warehouse(spark, settings.warehouse, settings.buckets)
+            author = Author(command, asked.run_id)
+            if command == "rollback":
+                said = roll_back(warehouse, asked.to, asked.variant, asked.run_id, settings.leases).as_json()
+            else:
+                if command == "hold":
+                    commit = set_hold(warehouse, asked.variant, asked.reason, author)
+                else:
+                    commit = release(warehouse, asked.variant, author)
+                versions = {HOLDS.name: {"before": commit.before, "after": commit.after}}
+                said = {"job": command, "run_id": asked.run_id, "variant": asked.variant, "tables": versions}
+        print(json.dumps(said), flush=True)
+    return ended.status
 
 
 def roll_back(warehouse: Warehouse, to: str, variant: str, run_id: str, leases: LeaseSettings) -> Summary:

@@ -25,10 +25,11 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 import ecomspark
-from ecomspark import config, preflight
+from ecomspark import config, plans, preflight
 from ecomspark.config import Settings
 from ecomspark.errors import PUBLISHED, TERMINATED, UNEXPECTED, ConfigError, EcomsparkError, way
-from ecomspark.runs import Summary
+from ecomspark.runs import Summary, keep_plan
+from ecomspark.tables import Warehouse
 
 log = logging.getLogger("ecomspark")
 
@@ -51,8 +52,21 @@ def jobs() -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of a job, the same for `ecomspark run` and for spark-submit."""
+    parser.add_argument("--run-id", metavar="ID", help="names the run; given again, it is done once")
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="alone: say what the run would do, and do nothing; with a saved plan: read the versions that it saw",
+    )
+    add_plan_arguments(parser)
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those that running a job and planning it share."""
     parser.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/local.yaml")
-    parser.add_argument("--run-id", required=True, metavar="ID", help="names the run; given again, it is done once")
+    parser.add_argument("--full", action="store_true", help="look at everything, not only at what changed")
     parser.add_argument("--as-of", type=_day, metavar="DATE", help="the day to take for today; default: the inputs'")
     parser.add_argument(
         "--set",
@@ -73,11 +87,16 @@ def main(pipeline: Any, arguments: Sequence[str] | None = None) -> int:
 
 
 def launch(pipeline: Any, asked: argparse.Namespace) -> int:
-    """Run a job as asked; the exit status."""
+    """Run a job as asked, or say what it would do; the exit status."""
+    if asked.plan is True:
+        return show_plan(pipeline, asked)
     log_to_stderr(asked.log_format)
     with ending_well() as ended:
-        settings = load_settings(pipeline, asked.conf, asked.overrides)
-        if not config.is_name(asked.run_id):
+        overrides = [*_overrides(pipeline, asked), *([f"plan={asked.plan}"] if asked.plan else [])]
+        settings = load_settings(pipeline, asked.conf, overrides)
+        if asked.plan and not hasattr(pipeline, "plan"):
+            raise ConfigError(f"--plan: {pipeline.JOB} is not planned")
+        if not asked.run_id or not config.is_name(asked.run_id):
             raise ConfigError("--run-id: expected letters, digits and _ . = - only, 128 at most")
         with spark_session(pipeline.JOB, settings) as spark:
             summary = pipeline.run(spark, settings, asked.run_id, asked.as_of)
@@ -86,6 +105,28 @@ def launch(pipeline: Any, asked: argparse.Namespace) -> int:
         failed = {"job": pipeline.JOB, "run_id": asked.run_id, "status": "failed", "exit_status": ended.status}
         print(json.dumps({**failed, "error": ended.error}), flush=True)
     return ended.status
+
+
+def show_plan(pipeline: Any, asked: argparse.Namespace, save: Path | None = None, as_json: bool = False) -> int:
+    """Print what a run of the job would do now; the exit status. `save`: write it to a file for `run --plan`."""
+    log_to_stderr(asked.log_format)
+    with ending_well() as ended:
+        settings = load_settings(pipeline, asked.conf, _overrides(pipeline, asked))
+        if not hasattr(pipeline, "plan"):
+            raise ConfigError(f"{pipeline.JOB}: not planned; score_candidates and rank_candidates are")
+        with spark_session(pipeline.JOB, settings) as spark:
+            plan = pipeline.plan(spark, settings, asked.as_of)
+            if save is not None:
+                plans.save(plan, save)
+                keep_plan(Warehouse(spark, settings.warehouse, settings.buckets), plan)
+        print(json.dumps(plan.as_json()) if as_json else "\n".join(plans.as_table(plan)), flush=True)
+    return ended.status
+
+
+def _overrides(pipeline: Any, asked: argparse.Namespace) -> list[str]:
+    if asked.full and "full" not in pipeline.Config.model_fields:
+        raise ConfigError(f"--full: {pipeline.JOB} always looks at everything")
+    return [*asked.overrides, *([f"{pipeline.JOB}.full=true"] if asked.full else [])]
 
 
 def load_settings(pipeline: Any, path: Path, overrides: Sequence[str] = ()) -> Settings:

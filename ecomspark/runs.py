@@ -20,9 +20,10 @@ from ecomspark.config import LeaseSettings, is_name
 from ecomspark.errors import ConfigError, ContractError, LeaseTaken, NewerPublished
 from ecomspark.ledger import OVER, Past, Watermark
 from ecomspark.models.costs import Costs
-from ecomspark.plans import read_pins
+from ecomspark.plans import Plan, read_pins
 from ecomspark.schemas import LEASES, RUNS, Table
 from ecomspark.tables import Author, Commit, Snapshot, Source, Sourced, Warehouse, read_source
+from ecomspark.text import settings_digest
 
 log = logging.getLogger("ecomspark")
 
@@ -376,6 +377,14 @@ def planned_run(
     past = ledger.look(warehouse, author, None)
     ledger.refuse_older(author, as_of, inputs, None, past)
     return Run(warehouse, author, as_of, False, inputs, past=past, covers=dict(covers))
+
+
+def keep_plan(warehouse: Warehouse, plan: Plan) -> None:
+    """Put a saved plan's versions into `runs`, so that maintenance keeps them."""
+    inputs = {name: Snapshot(str(at["table_id"]), int(at["version"])) for name, at in plan.inputs.items()}
+    author = Author(plan.job, f"plan-{settings_digest(plan.as_json()).hex()}")
+    run = Run(warehouse, author, plan.as_of, False, dict(inputs))
+    _write(run, datetime.now(UTC), "planned", bytes.fromhex(plan.settings_digest))
 
 
 def _sourced(warehouse: Warehouse, source: Source, pinned: Snapshot | None) -> Sourced:

@@ -33,7 +33,8 @@ from ecomspark.tables.warehouse import (
 
 __all__ = [
     "MALFORMED", "Author", "Change", "Commit", "Lease", "Leases", "Snapshot", "Source", "Sourced", "Warehouse",
-    "append_log", "append_memory", "bucket_of", "buckets_of", "changes", "committed_at", "compare", "conform", "create",
-    "ddl", "differences", "drop", "drop_staged", "empty", "exists", "fence_off", "jar_version", "place_of", "publish", "put", "read", "read_leases",
-    "read_memory", "read_source", "read_staged", "renew", "snapshot", "stage", "take",
+    "append_log", "append_memory", "bucket_of", "buckets_of", "changes", "committed_at", "compare", "conform",
+    "create", "ddl", "differences", "drop", "drop_staged", "empty", "exists", "fence_off", "jar_version", "place_of",
+    "publish", "put", "read", "read_leases", "read_memory", "read_source", "read_staged", "renew", "snapshot",
+    "stage", "take",
 ]  # fmt: skip
