@@ -8,7 +8,7 @@ DISK_GIB ?= 12
 OUT ?= bench.json
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test bench gpu recall check format lock wheel clean
+.PHONY: help env demo test faults bench gpu recall check format lock wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -39,6 +39,9 @@ demo: $(VENV)/ready ## import, fine-tune, score, rank and judge the sample shop,
 
 test: $(VENV)/ready ## every test (no network, no data but the project's own needed)
 	@$(BIN)/python -m pytest -q
+
+faults: $(VENV)/ready ## try every fault in full, hours in the background: make faults OUT=faults.json [ONLY="driver fifty"]
+	@$(BIN)/python tests/faults/faults.py --out $(if $(filter bench.json,$(OUT)),faults.json,$(OUT)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 bench: $(VENV)/ready ## measure the scoring engine beside its peers, 25 minutes: make bench OUT=bench.json
 	@$(BIN)/python tests/benchmarks/engine.py --out $(OUT) $(ARGS)

@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if asked.command == "doctor":
         return doctor.show(asked.conf, asked.overrides, asked.as_json, {job: pipeline(job) for job in launch.jobs()})
-    return demo.show(asked.conf, asked.run_id, asked.overrides, {job: pipeline(job) for job in demo.JOBS})
+    return demo.show(asked.conf, asked.run_id, asked.overrides, {job: pipeline(job) for job in demo.ALL_JOBS})
 
 
 def _add_hold_arguments(parser: argparse.ArgumentParser) -> None:

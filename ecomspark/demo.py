@@ -6,20 +6,25 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 
 from ecomspark import launch, tables
 from ecomspark.config import Settings
 from ecomspark.evaluation import Figure, as_table, not_shown
-from ecomspark.schemas import ITEMS, QUERIES, RANKINGS, RUN_METRICS, SPLITS, Table
-from ecomspark.tables import Warehouse
+from ecomspark.ledger import OVER
+from ecomspark.plans import as_lines
+from ecomspark.runs import Summary
+from ecomspark.schemas import ITEMS, QUERIES, RANKINGS, RUN_METRICS, RUNS, SPLITS, Table
+from ecomspark.tables import Snapshot, Warehouse
 
 JOBS = (
     "import_online_retail", "import_queries", "import_judgments", "import_checkpoint", "build_texts",
     "finetune_cross_encoder", "build_candidates", "score_candidates", "rank_candidates", "evaluate_rankings",
 )  # fmt: skip
+ALL_JOBS = (*JOBS, "import_items")  # the second day's catalogue comes as one
 AS_OF = date(2011, 11, 1)  # the log ends on 31 October 2011
+_EDITED = 3
 
 _SHOWN_QUERIES = 3
 _SHOWN_ITEMS = 5
@@ -31,27 +36,73 @@ def show(path: Path, run_id: str, overrides: Sequence[str], pipelines: Mapping[s
     launch.log_to_stderr("text")
     start = time.monotonic()
     with launch.ending_well() as ended:
-        settings = {job: launch.load_settings(pipeline, path, overrides) for job, pipeline in pipelines.items()}
+        settings = {job: launch.load_settings(pipelines[job], path, overrides) for job in JOBS}
         shared = settings[JOBS[-1]]
         with launch.spark_session("demo", shared) as spark:
             is_done_already = True
-            for number, (job, pipeline) in enumerate(pipelines.items(), start=1):
-                before = time.monotonic()
-                summary = pipeline.run(spark, settings[job], run_id, AS_OF)
+            for number, job in enumerate(JOBS, start=1):
+                summary = _told(f"[{number:2} of {len(JOBS)}]", pipelines[job], spark, settings[job], run_id, AS_OF)
                 is_done_already &= summary.status == "replayed"
-                said = {"replayed": "done already", "nothing_to_do": "nothing to do", "published": "published"}
-                counts = ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in summary.rows.items() if n)
-                took = time.monotonic() - before
-                print(f"[{number:2} of {len(JOBS)}] {job}: {said[summary.status]}, {took:.1f} s; {counts}", flush=True)
             warehouse = Warehouse(spark, shared.warehouse, shared.buckets)
             _show_rankings(warehouse, settings["evaluate_rankings"])
             _show_figures(warehouse, run_id)
+            _second_day(warehouse, pipelines, settings, f"{run_id}-day-2")
         if is_done_already:
             print(
                 f"\nAll of this was done before: nothing was computed again. --run-id other than {run_id} runs it anew."
             )
         _show_ways_on(shared, time.monotonic() - start)
     return ended.status
+
+
+def _told(place: str, pipeline: Any, spark: SparkSession, settings: Settings, run_id: str, as_of: date) -> Summary:
+    """Run a job and say what it did."""
+    before = time.monotonic()
+    summary: Summary = pipeline.run(spark, settings, run_id, as_of)
+    said = {"replayed": "done already", "nothing_to_do": "nothing to do", "published": "published"}
+    counts = ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in summary.rows.items() if n)
+    took = time.monotonic() - before
+    print(f"{place} {pipeline.JOB}: {said[summary.status]}, {took:.1f} s; {counts}", flush=True)
+    return summary
+
+
+def _second_day(
+    warehouse: Warehouse, pipelines: Mapping[str, Any], settings: Mapping[str, Settings], run_id: str
+) -> None:
+    """A few titles and a third of the prices change: what that costs, before and after."""
+    spark, shared = warehouse.spark, settings["score_candidates"]
+    print(
+        f"\nThe next day: {_EDITED} titles and every third price change (made up); what must be done is found, not all"
+    )
+    catalogue = f"{warehouse.location}/second-day-{run_id}"
+    places = F.row_number().over(Window.orderBy(F.desc("sold_count"), "item_id"))
+    items = tables.read(warehouse, ITEMS, _first_day(warehouse)).withColumn("_place", places)
+    title = F.when(F.col("_place") <= _EDITED, F.concat(F.col("title"), F.lit(" (new)"))).otherwise(F.col("title"))
+    price = F.when(F.col("_place") % 3 == 0, F.col("price") * 1.1).otherwise(F.col("price")).cast("decimal(18,4)")
+    columns = [c.name for c in ITEMS.columns if c.name not in ("source_digest", "changed_by")]
+    edited = items.withColumns({"title": title, "price": price}).select(*columns)
+    edited.coalesce(1).write.mode("overwrite").parquet(catalogue)
+    keys = {name: getattr(shared, name) for name in Settings.model_fields}
+    importing = pipelines["import_items"].Config(
+        **keys, source={"format": "parquet", "path": catalogue}, columns={name: name for name in columns}
+    )
+    _told("[import ]", pipelines["import_items"], spark, importing, run_id, AS_OF)
+    _told("[texts  ]", pipelines["build_texts"], spark, settings["build_texts"], run_id, AS_OF)
+    for job in ("score_candidates", "rank_candidates"):
+        if not _is_over(warehouse, job, run_id):
+            print("\n".join(as_lines(pipelines[job].plan(spark, settings[job], AS_OF))), flush=True)
+        _told("[run    ]", pipelines[job], spark, settings[job], run_id, AS_OF)
+
+
+def _first_day(warehouse: Warehouse) -> Snapshot | None:
+    """The catalogue as the first day's import left it, also when the second day was played already."""
+    now = tables.snapshot(warehouse, ITEMS)
+    return now and Snapshot(now.table_id, 1)
+
+
+def _is_over(warehouse: Warehouse, job: str, run_id: str) -> bool:
+    mine = (F.col("job") == job) & (F.col("run_id") == run_id) & F.col("status").isin(list(OVER))
+    return not _newest(warehouse, RUNS).where(mine).isEmpty()
 
 
 def _newest(warehouse: Warehouse, table: Table) -> DataFrame:

@@ -9,7 +9,17 @@ from pyspark.sql import functions as F
 from ecomspark import tables
 from ecomspark.config import Settings, setting
 from ecomspark.errors import ConfigError, ContractError
-from ecomspark.features.conform import ColumnMap, conform, differences, quarantined, usable
+from ecomspark.features.conform import (
+    ColumnMap,
+    conform,
+    differences,
+    healed,
+    quarantined,
+    reopened,
+    source_key,
+    usable,
+)
+from ecomspark.features.texts import LATER_REASONS
 from ecomspark.runs import Run
 from ecomspark.schemas import QUARANTINE, Table
 from ecomspark.tables import MALFORMED, Source, Sourced
@@ -65,12 +75,16 @@ def set_aside(run: Run, conformed: DataFrame, table: Table, max_share: float) ->
         F.count_if(F.size("_cleaned") > 0).alias("cleaned"),
     ).collect()[0]
     run.count(**{name: int(counts[name]) for name in ("read", "quarantined", "folded", "cleaned")})
+    passing = conformed.where(F.size("_reasons") == 0)
+    # What fails later, when texts are made of it, is mended when that succeeds.
+    own = ~F.col("reason").isin(list(LATER_REASONS))
     if not counts["quarantined"]:
+        quarantine(run, table, quarantined(conformed, table).limit(0), passing, own)
         return
     by_reason = conformed.select(F.explode("_reasons").alias("reason")).groupBy("reason").count().orderBy("reason")
     reasons = {row["reason"]: int(row["count"]) for row in by_reason.collect()}
     run.count(**{f"quarantined_{reason}": number for reason, number in reasons.items()})
-    quarantine(run, quarantined(conformed, table))
+    quarantine(run, table, quarantined(conformed, table), passing, own)
     if counts["quarantined"] > max_share * counts["read"]:
         listed = ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
         raise ContractError(
@@ -80,10 +94,26 @@ def set_aside(run: Run, conformed: DataFrame, table: Table, max_share: float) ->
         )
 
 
-def quarantine(run: Run, rows: DataFrame) -> None:
-    """Add rows to `quarantine`; those there already stay as they are."""
-    change = tables.compare(run.warehouse, QUARANTINE, rows, run.author, deletes=False)
-    run.commit(tables.publish(run.warehouse, change, run.author))
+def quarantine(run: Run, table: Table, failing: DataFrame, passing: DataFrame, own: Column) -> None:
+    """Add rows that cannot be used to `quarantine`, and mark those there as resolved whose key passes now.
+
+    `failing`: as `quarantine_rows` makes them. `passing`: rows of the table that can be used. `own`: a condition on the
+    reasons that the caller finds; rows with others are left alone.
+    """
+    there = tables.read(run.warehouse, QUARANTINE, tables.snapshot(run.warehouse, QUARANTINE))
+    there = there.where((F.col("table_name") == table.name) & own).drop("changed_by")
+    mended = healed(there, passing.select(source_key(table)).distinct(), failing)
+    mended = mended.withColumn("resolved_at", F.lit(run.started_at)).persist()
+    rows = reopened(failing, there).unionByName(mended).persist()
+    try:
+        if not rows.isEmpty():
+            if count := mended.count():
+                run.count(resolved=count)
+            change = tables.compare(run.warehouse, QUARANTINE, rows, run.author, deletes=False)
+            run.commit(tables.publish(run.warehouse, change, run.author))
+    finally:
+        mended.unpersist()
+        rows.unpersist()
 
 
 def import_state(

@@ -119,7 +119,7 @@ def show_plan(pipeline: Any, asked: argparse.Namespace, save: Path | None = None
             if save is not None:
                 plans.save(plan, save)
                 keep_plan(Warehouse(spark, settings.warehouse, settings.buckets), plan)
-        print(json.dumps(plan.as_json()) if as_json else "\n".join(plans.as_table(plan)), flush=True)
+        print(json.dumps(plan.as_json()) if as_json else "\n".join(plans.as_lines(plan)), flush=True)
     return ended.status
 
 

@@ -59,7 +59,7 @@ class Plan:
         return {**asdict(self), "as_of": self.as_of.isoformat() if self.as_of else None}
 
 
-def as_table(plan: Plan) -> list[str]:
+def as_lines(plan: Plan) -> list[str]:
     """The plan in lines for a person."""
     lines = [f"{plan.job}, as of {plan.as_of}"]
     lines += [

@@ -68,6 +68,7 @@ class Run:
     costs: Costs = field(default_factory=Costs)
     model_seconds: float = 0.0
     past: Past = field(default_factory=Past)
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     covers: dict[str, str] = field(default_factory=dict)
 
     @property

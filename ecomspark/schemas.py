@@ -398,7 +398,7 @@ QUARANTINE = Table(
         column("row_digest", _DIGEST, "digest of the row as mapped"),
         column("reason", "string", "why, one word or two"),
         column("row", "string", "the row as JSON, its first 2,000 characters", difference="never"),
-        column("tries", "int", "in how many runs it failed with new content", difference="never"),
+        column("tries", "int", "how often it was set aside: again each time after it was resolved", difference="never"),
         column("resolved_at", "timestamp", "when its key passed", null="not yet"),
         CHANGED_BY,
     ),

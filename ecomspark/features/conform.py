@@ -116,16 +116,38 @@ def quarantined(conformed: DataFrame, table: Table) -> DataFrame:
 
 def quarantine_rows(rows: DataFrame, table: Table, row: Column) -> DataFrame:
     """Rows for `quarantine` from rows that have the table's key and a `reason`; `row` is how they are kept."""
-    key = F.concat_ws("/", *(F.coalesce(_as_text(table, name), F.lit("")) for name in table.key))
     return rows.select(
         F.lit(table.name).alias("table_name"),
-        F.substring(key, 1, _QUARANTINED_CHARACTERS).alias("source_key"),
+        source_key(table),
         digest_of(row).alias("row_digest"),
         "reason",
         F.substring(row, 1, _QUARANTINED_CHARACTERS).alias("row"),
         F.lit(1).alias("tries"),
         F.lit(None).cast("timestamp").alias("resolved_at"),
     ).dropDuplicates(list(QUARANTINE.key))  # rows of one digest and reason are alike in every column
+
+
+def source_key(table: Table) -> Column:
+    """The key of a row as `quarantine` names it."""
+    key = F.concat_ws("/", *(F.coalesce(_as_text(table, name), F.lit("")) for name in table.key))
+    return F.substring(key, 1, _QUARANTINED_CHARACTERS).alias("source_key")
+
+
+def healed(there: DataFrame, passing: DataFrame, failing: DataFrame) -> DataFrame:
+    """The rows of `quarantine` that are open although their key passes now, and does not fail besides."""
+    keys = ["table_name", "source_key"]
+    mended = there.where(F.col("resolved_at").isNull()).join(passing, on="source_key", how="left_semi")
+    return mended.join(failing.select(*keys).distinct(), on=keys, how="left_anti").select(*there.columns)
+
+
+def reopened(failing: DataFrame, there: DataFrame) -> DataFrame:
+    """Rows for `quarantine`, with how often they were tried: once more when the same row had been resolved."""
+    before = there.select(
+        *QUARANTINE.key, F.col("tries").alias("_tries"), F.col("resolved_at").isNotNull().alias("_was_resolved")
+    )
+    joined = failing.join(before, on=list(QUARANTINE.key), how="left")
+    tries = F.coalesce(F.col("_tries") + F.col("_was_resolved").cast("int"), F.col("tries"))
+    return joined.withColumn("tries", tries).select(*failing.columns)
 
 
 def _imported(table: Table) -> list[schemas.Column]:

@@ -16,6 +16,8 @@ from ecomspark.text import IDENTITY_RECIPE_DIGEST, Analyser, TextRecipe
 _MOST = 2**63 - 1
 
 ITEM_FIELDS = ("title", "brand", "category", "attributes", "description")
+# Why a row that was imported may still make no query and no judgment.
+LATER_REASONS = ("empty_query", "unknown_query", "conflict")
 SEARCHED_FIELDS = ("title", "brand", "category")
 
 

@@ -50,7 +50,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
             with current.stage("queries"):
                 _texts(current, steps.alias_sources(aliases), "query", IDENTITY_RECIPE_DIGEST, steps.identities)
                 texts = tables.read_memory(warehouse, TEXTS)
-                _set_empty_aside(current, steps.empty_aliases(aliases, texts))
+                _set_empty_aside(current, aliases, steps.empty_aliases(aliases, texts))
                 judged = steps.judgments_of(current.read_if_there(JUDGMENT_ALIASES), aliases, texts).persist()
                 _check_judgments(current, judged, config.max_quarantined_share)
                 queries = steps.queries_of(aliases, texts).persist()
@@ -95,13 +95,14 @@ def _publish(current: Run, table: Table, rows: DataFrame, keep: DataFrame | None
     current.commit(tables.publish(current.warehouse, change, current.author))
 
 
-def _set_empty_aside(current: Run, empty: DataFrame) -> None:
+def _set_empty_aside(current: Run, aliases: DataFrame, empty: DataFrame) -> None:
     """Keep the aliases of which nothing is left when normalised in `quarantine`: they make no query."""
     empty = empty.withColumn("reason", F.lit("empty_query")).persist()
-    count = empty.count()
-    if count:
-        row = F.to_json(F.struct("source", "source_query_id", "locale", "query_text", "traffic"))
-        quarantine(current, quarantine_rows(empty, QUERY_ALIASES, row))
+    row = F.to_json(F.struct("source", "source_query_id", "locale", "query_text", "traffic"))
+    rows = quarantine_rows(empty, QUERY_ALIASES, row)
+    named = aliases.join(empty.select(*QUERY_ALIASES.key), on=list(QUERY_ALIASES.key), how="left_anti")
+    quarantine(current, QUERY_ALIASES, rows, named, F.col("reason") == "empty_query")
+    if count := empty.count():
         current.count(empty_queries=count)
     empty.unpersist()
 
@@ -111,9 +112,10 @@ def _check_judgments(current: Run, judged: DataFrame, max_share: float) -> None:
     then."""
     counts = judged.agg(F.count("*").alias("read"), F.count("reason").alias("unusable")).collect()[0]
     current.count(judgments=int(counts["read"]), unusable_judgments=int(counts["unusable"]))
-    if counts["unusable"]:
-        row = F.to_json(F.struct("judgment_set", "source", "source_query_id", "item_id", "grade"))
-        quarantine(current, quarantine_rows(judged.where(F.col("reason").isNotNull()), JUDGMENT_ALIASES, row))
+    row = F.to_json(F.struct("judgment_set", "source", "source_query_id", "item_id", "grade"))
+    rows = quarantine_rows(judged.where(F.col("reason").isNotNull()), JUDGMENT_ALIASES, row)
+    own = F.col("reason").isin(list(steps.LATER_REASONS))
+    quarantine(current, JUDGMENT_ALIASES, rows, judged.where(F.col("reason").isNull()), own)
     if counts["unusable"] > max_share * counts["read"]:
         raise ContractError(
             f"judgments: expected at most {max_share:.2%} to be unusable, found {counts['unusable']:,} of "

@@ -182,8 +182,8 @@ def find(current: Run, checkpoint: Checkpoint, config: Config) -> Work:
     """
     since = None if config.full else current.watermark(checkpoint.scorer_digest.hex())
     touched = _touched(current, checkpoint, since) if since else None
-    if touched is not None and touched.pairs is None:
-        return _nothing(current)
+    if since is not None and touched is not None and touched.pairs is None:
+        return _nothing(current, since)
     is_part = touched is not None
     looked_at = touched.pairs if touched is not None and touched.pairs is not None else _all_candidates(current)
     pairs = _with_digests(current, looked_at, checkpoint, is_part).persist()
@@ -214,9 +214,9 @@ def find(current: Run, checkpoint: Checkpoint, config: Config) -> Work:
     return Work(needed, counts, touched.of_items if touched else None)
 
 
-def _nothing(current: Run) -> Work:
-    """Nothing has changed since the last run: what it left is as it was."""
-    last = current.past.over[0]["rows"]["candidates"]
+def _nothing(current: Run, since: Watermark) -> Work:
+    """Nothing has changed since a run: what it left is as it was."""
+    last = next(row["rows"]["candidates"] for row in current.past.over if row["run_id"] == since.run_id)
     counts = {**dict.fromkeys((*reversed(_CAUSES), "twins", "gone"), 0), "candidates": last, "unchanged": last}
     return Work(current.warehouse.spark.createDataFrame([], "cause string"), {"to_score": 0, **counts}, None)
 

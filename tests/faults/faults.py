@@ -1,0 +1,356 @@
+"""What must hold under faults, in full: python tests/faults/faults.py --out faults.json [--only NAME …] [--rounds N]
+
+A JSON list of {figure, value, must, holds}, written anew after each figure, so that a run that is cut off keeps what it
+found. Hours of work: in the background, with nothing else beside it. Kills only processes that it started itself.
+"""
+
+import argparse
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "faults")])
+os.environ["PYSPARK_PYTHON"] = sys.executable
+
+import night  # noqa: E402
+import worlds  # noqa: E402
+from world import Item, World  # noqa: E402
+
+from ecomspark import tables  # noqa: E402
+from ecomspark.errors import EcomsparkError, LeaseTaken  # noqa: E402
+from ecomspark.schemas import ITEMS, RANKINGS, SCORES  # noqa: E402
+
+_NIGHT = ROOT / "tests" / "faults" / "night.py"
+
+
+class Faults:
+    """A session to look into tables with, a folder, and the figures so far."""
+
+    def __init__(self, folder: Path, out: Path, rounds: int) -> None:
+        from pyspark.sql import SparkSession
+
+        flags = "--conf spark.master=local[2,4] --conf spark.sql.shuffle.partitions=2 --conf spark.sql.adaptive.enabled=false"
+        os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {ROOT / 'conf/spark-local.conf'} {flags} pyspark-shell"
+        self.spark = SparkSession.builder.appName("faults").getOrCreate()
+        self.folder, self.out, self.rounds = folder, out, rounds
+        self.figures: list[dict[str, Any]] = []
+
+    def say(self, figure: str, value: Any, must: str = "", holds: bool | None = None) -> None:
+        self.figures.append({"figure": figure, "value": value, "must": must, "holds": holds})
+        self.out.write_text(json.dumps(self.figures, indent=1) + "\n", encoding="utf-8")
+        print(f"{figure}: {value} {f'(must be {must}: {holds})' if must else ''}", flush=True)
+
+    def base(self) -> Path:
+        """The folder of a world after its first night, made once."""
+        base = self.folder / "base"
+        if not base.exists():
+            worlds.first_night(self.spark, base)
+        return base
+
+    def copy(self, name: str) -> Path:
+        target = self.folder / name
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(self.base(), target)
+        return target
+
+    def look(self, folder: Path) -> dict[str, Any]:
+        """What the tables of a world hold, and how they came to it since the first night."""
+        world = worlds.second_night(self.spark, folder)
+        self.spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()  # type: ignore[union-attr]
+        keys = ("variant", "query_id", "item_id")
+        ranked = world.rows(RANKINGS).drop("changed_by").collect()
+        scored = world.rows(SCORES).collect()
+        raw = self.spark.read.format("delta").load(str(world.warehouse.path(SCORES))).count()
+        first = self.spark.read.format("delta").load(
+            str(worlds.second_night(self.spark, self.base()).warehouse.path(RANKINGS))
+        )
+        before = first.count()
+        moved = Counter(
+            tuple(row[key] for key in keys)
+            for row in world.feed(RANKINGS, self.first_version())
+            if row["_change_type"] != "update_preimage"
+        )
+        return {
+            "rankings": sorted(map(str, ranked)),
+            "scores": sorted(map(str, scored)),
+            "doubled": raw - len(scored),
+            "moved_twice": sum(count > 1 for count in moved.values()),
+            "moved": len(moved),
+            "before": before,
+        }
+
+    def first_version(self) -> int:
+        at = tables.snapshot(worlds.second_night(self.spark, self.base()).warehouse, RANKINGS)
+        return at.version if at else 0
+
+    def start(self, folder: Path, *more: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, str(_NIGHT), str(folder), "second", *more]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        )
+
+
+def driver(faults: Faults) -> None:
+    """R8: the driver is killed at each of ten points, and the same run is started again."""
+    undisturbed = faults.copy("undisturbed")
+    assert faults.start(undisturbed).wait() == 0
+    expected = faults.look(undisturbed)
+    assert expected["moved"] > 0
+    equal, tried = 0, 0
+    for point in night.POINTS:
+        for number in range(faults.rounds):
+            folder = faults.copy("killed")
+            died = faults.start(folder, "--point", point).wait()
+            again = faults.start(folder).wait()
+            found = faults.look(folder)
+            is_equal = died == -signal.SIGKILL and again == 0 and found == expected
+            equal, tried = equal + is_equal, tried + 1
+            if not is_equal:
+                differing = [name for name, value in expected.items() if found[name] != value]
+                print(f"{point}, round {number}: died {died}, again {again}, differs in {differing}", flush=True)
+    must = len(night.POINTS) * faults.rounds
+    faults.say(
+        f"driver killed at {len(night.POINTS)} points, run again: equal to an undisturbed run",
+        equal,
+        f"= {must}",
+        equal == must,
+    )
+
+
+def executors(faults: Faults) -> None:
+    """R4: executors are killed, each time after some more batches have been scored."""
+    undisturbed = faults.copy("undisturbed")
+    assert faults.start(undisturbed).wait() == 0
+    expected = faults.look(undisturbed)
+    start = time.monotonic()
+    calm = faults.copy("calm")
+    assert faults.start(calm, "--master", "local-cluster[2,1,1024]").wait() == 0
+    whole = time.monotonic() - start
+    folder, killed = faults.copy("stormy"), 0
+    start, seen = time.monotonic(), 0
+    child = faults.start(folder, "--master", "local-cluster[2,1,1024]")
+    batches = folder / "batches"
+    before = len(batches.read_text().splitlines())
+    while child.poll() is None:
+        done = len(batches.read_text().splitlines()) - before
+        mine = _executors_of(child.pid)
+        if mine and done > seen:
+            seen = done
+            os.kill(mine[0], signal.SIGKILL)
+            killed += 1
+        time.sleep(0.2)
+    found = faults.look(folder)
+    holds = child.returncode == 0 and killed > 0 and found == expected
+    faults.say(
+        "executors killed after progress, each time: tables equal",
+        f"{killed} killed, equal: {found == expected}",
+        "equal",
+        holds,
+    )
+    faults.say("slowdown by it", round((time.monotonic() - start) / whole, 2))
+
+
+def _executors_of(ancestor: int) -> list[int]:
+    """The executors that a process started, oldest first."""
+    parents, executors = {}, []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if b"CoarseGrainedExecutorBackend" in (entry / "cmdline").read_bytes():
+                    executors.append(int(entry.name))
+            except OSError:
+                continue
+    return sorted(pid for pid in executors if ancestor in _ancestors(pid, parents))
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    while pid in parents and pid > 1:
+        pid = parents[pid]
+        yield pid
+
+
+def writers(faults: Faults) -> None:
+    """R11: two runs at once, in sessions of their own."""
+    world = worlds.second_night(faults.spark, faults.copy("writers"))
+    world.score("s0", as_of=worlds.SECOND)
+    world.rank("r0", worlds.SECOND)
+    told = right = 0
+    rounds = 20 if faults.rounds >= 3 else 2
+    for number in range(rounds):
+        for place, item_id in enumerate(sorted(world.items)):
+            world.edit(item_id, price=1.0 + (7 * number + 3 * place) % 11)
+        world.publish(ITEMS)
+        ends: list[str] = []
+
+        def one(name: str, number: int = number, ends: list[str] = ends) -> None:
+            mine = World(faults.spark.newSession(), world.folder, items=world.items, queries=world.queries)
+            try:
+                mine.rank(f"{name}{number}", worlds.SECOND)
+                ends.append("published")
+            except LeaseTaken:
+                ends.append("told")
+            except EcomsparkError as error:
+                ends.append(type(error).__name__)
+
+        threads = [threading.Thread(target=one, args=(name,)) for name in ("x", "y")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        told += sorted(ends) == ["published", "told"]
+        right += world.rank(f"look{number}", worlds.SECOND, full=True).status == "nothing_to_do"
+    faults.say(f"two writers, {rounds} rounds: one of them told", told, f"= {rounds}", told == rounds)
+    faults.say(f"two writers, {rounds} rounds: nothing lost, nothing doubled", right, f"= {rounds}", right == rounds)
+
+
+def answers(faults: Faults) -> None:
+    """R9: every commit of scores lands and its writer is told that it failed; then the night again, and again."""
+    import ecomspark.tables.publish  # noqa: F401 - the module, not the function of its name
+
+    module = sys.modules["ecomspark.tables.publish"]
+    world = worlds.second_night(faults.spark, faults.copy("answers"))
+    append: Callable[..., None] = module.append  # type: ignore[attr-defined]
+
+    def lost(*args: Any) -> None:
+        append(*args)
+        raise ConnectionError("no answer")
+
+    module.append = lost  # type: ignore[attr-defined]
+    try:
+        world.score("lost", as_of=worlds.SECOND)
+    finally:
+        module.append = append  # type: ignore[attr-defined]
+    path = str(world.warehouse.path(SCORES))
+    rows = faults.spark.read.format("delta").load(path).count()
+    replays = 100 if faults.rounds >= 3 else 3
+    for number in range(replays):
+        world.score("lost" if number % 2 else f"again{number}", as_of=worlds.SECOND)
+    added = faults.spark.read.format("delta").load(path).count() - rows
+    doubled = rows - world.rows(SCORES).count()
+    faults.say(
+        f"a commit whose answer was lost, {replays} replays: rows added", added + doubled, "= 0", added + doubled == 0
+    )
+
+
+def fifty(faults: Faults) -> None:
+    """R20: nights in a row with small changes: memory and open files of the driver."""
+    world = worlds.second_night(faults.spark, faults.copy("fifty"))
+    java = faults.spark.sparkContext._gateway.proc.pid  # type: ignore[union-attr]
+    rounds = 50 if faults.rounds >= 3 else 6
+    marks = {}
+    for number in range(1, rounds + 1):
+        world.edit("i2", title=f"glass teapot {number}", price=float(number))
+        world.publish(ITEMS)
+        today = worlds.SECOND + timedelta(days=number)
+        world.score(f"n{number}", as_of=today)
+        world.rank(f"n{number}", today)
+        if number in (max(2, rounds // 5), rounds):
+            gc.collect()
+            faults.spark._jvm.System.gc()  # type: ignore[union-attr]
+            runtime = faults.spark._jvm.java.lang.Runtime.getRuntime()  # type: ignore[union-attr]
+            heap = runtime.totalMemory() - runtime.freeMemory()
+            files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (java, os.getpid()))
+            marks[number] = (heap / 2**20, _resident(os.getpid()), files)
+    (first, last) = (marks[number] for number in sorted(marks))
+    heap, python, files = (round(b / a, 2) for a, b in zip(first, last, strict=True))
+    said = f"heap {first[0]:.0f} to {last[0]:.0f} MiB, Python {first[1]:.0f} to {last[1]:.0f} MiB, files {first[2]} to {last[2]}"
+    faults.say(
+        f"{rounds} nights: growth of heap, Python and open files ({said})",
+        [heap, python, files],
+        "<= 1.25 each",
+        max(heap, python, files) <= 1.25,
+    )
+
+
+def _resident(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+def share(faults: Faults) -> None:
+    """One in a hundred titles changed, with a scorer that takes 5 ms a pair: the time against the whole and the least."""
+    from slow import Slow
+
+    pairs = 50_000 if faults.rounds >= 3 else 2_000
+    items, asked = pairs // 50, 50
+    world = World(faults.spark, faults.folder / "share", buckets=16)
+    world.items = {f"i{n}": Item(f"title {n}", 1.0 + n % 7) for n in range(items)}
+    world.queries = {f"q{n}": f"query {n}" for n in range(asked)}
+    world.publish()
+    slow, seconds = Slow(), {}
+
+    def timed(name: str) -> Any:
+        start = time.monotonic()
+        summary = world.score(name, slow)
+        seconds[name] = time.monotonic() - start
+        return summary
+
+    whole = timed("whole")
+    world.edit("i0", title="another title")
+    world.publish(ITEMS)
+    one = timed("one")
+    for n in range(1, items // 100 + 1):
+        world.edit(f"i{n}", title=f"another title {n}")
+    world.publish(ITEMS)
+    hundredth = timed("hundredth")
+    forwarded = [summary.rows["scored"] for summary in (whole, one, hundredth)]
+    expected = [pairs, asked, asked * (items // 100)]
+    faults.say(
+        f"1 % of titles of {pairs:,} pairs: pairs forwarded (whole, one title, 1 %)",
+        forwarded,
+        f"= {expected}",
+        forwarded == expected,
+    )
+    ratio = round((seconds["hundredth"] - seconds["one"]) / seconds["whole"], 4)
+    said = {name: round(taken, 1) for name, taken in seconds.items()}
+    faults.say(
+        f"1 % of titles: time less that of one title, of the whole run's ({said})", ratio, "<= 0.03", ratio <= 0.03
+    )
+
+
+FIGURES: dict[str, Callable[[Faults], None]] = {
+    f.__name__: f for f in (driver, executors, writers, answers, fifty, share)
+}
+
+
+@contextmanager
+def _room() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="ecomspark-faults-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="What must hold under faults.")
+    parser.add_argument("--out", type=Path, default=Path("faults.json"))
+    parser.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES))
+    parser.add_argument("--rounds", type=int, default=3, help="rounds a point; fewer than 3: the short form of all")
+    asked = parser.parse_args()
+    with _room() as folder:
+        faults = Faults(folder, asked.out, asked.rounds)
+        for name in asked.only:
+            print(f"-- {name}", flush=True)
+            FIGURES[name](faults)
+        faults.spark.stop()
+    return 0 if all(figure["holds"] is not False for figure in faults.figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
