@@ -18,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("job", choices=launch.jobs(), metavar="JOB", help=", ".join(launch.jobs()))
     launch.add_arguments(run)
 
+    tidy = commands.add_parser("maintain", help="the same as `run maintain`")
+    launch.add_arguments(tidy)
+
     settings = commands.add_parser("config", help="print a job's settings, each explained")
     settings.add_argument("job", choices=launch.jobs(), metavar="JOB", help=", ".join(launch.jobs()))
 
@@ -39,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.command == "run":
         return launch.launch(pipeline(asked.job), asked)
+    if asked.command == "maintain":
+        return launch.launch(pipeline("maintain"), asked)
     if asked.command == "config":
         sys.stdout.write(config.template(asked.job, pipeline(asked.job).Config))
         return 0
