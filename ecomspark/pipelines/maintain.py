@@ -141,8 +141,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     """Collect, put together, delete, table by table; it holds the leases of all of them and of what their readers
     publish. Raises LeaseTaken when a run under way has one: name fewer tables, wait, or run again."""
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
-    chosen = [table for name, table in TABLES.items() if config.tables is None or name in config.tables]
-    chosen = [table for table in chosen if tables.exists(warehouse, table)]
+    chosen = _chosen(warehouse, config)
     memory = [table for table in chosen if table.kind == "memory"]
     with open_run(
         warehouse,
@@ -158,6 +157,8 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
         if not current.is_replayed and chosen:
             if current.as_of is None:
                 raise ContractError("as_of: expected a date, found no input that has one; give --as-of")
+            if memory:
+                tables.create(warehouse, UNREFERENCED)
             kept = _kept(current, config, current.as_of)
             if memory:
                 with current.stage("references"):
@@ -165,10 +166,16 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
                 for table in memory:
                     with current.stage(f"collect {table.name}"):
                         _collect(current, table, found, config.memory_retention_days, current.as_of)
-            for table in chosen:
+            for table in _chosen(warehouse, config):
                 with current.stage(table.name):
                     _tidy(current, table, kept, config)
     return current.summary()
+
+
+def _chosen(warehouse: Warehouse, config: Config) -> list[Table]:
+    """The tables to maintain that there are."""
+    asked = [table for name, table in TABLES.items() if config.tables is None or name in config.tables]
+    return [table for table in asked if tables.exists(warehouse, table)]
 
 
 def leased(chosen: Iterable[Table]) -> tuple[Table, ...]:
@@ -297,7 +304,7 @@ def _collect(current: Run, table: Table, found: _References, days: int, as_of: d
     """Delete the rows to which nothing has referred for so many days, and keep since when nothing has to others."""
     warehouse = current.warehouse
     keys = tables.read_memory(warehouse, table).select(*table.key)
-    at = tables.create(warehouse, UNREFERENCED)
+    at = tables.snapshot(warehouse, UNREFERENCED)
     known = tables.read(warehouse, UNREFERENCED, at).where(F.col("table_name") == table.name)
     seen = known if found.is_known[table.name] else known.limit(0)
     lonely = references.unreferenced(table, keys, _referenced(current, table, keys, found), seen, as_of).persist()
@@ -342,7 +349,8 @@ def _tidy(current: Run, table: Table, kept: _Kept, config: Config) -> None:
         current.commit(tables.optimise(warehouse, table, author))
         _count(current, table, files_before=before, files_after=tables.file_count(warehouse, table))
     now = datetime.now(UTC)
-    since, at = now - timedelta(config.rollback_days), tables.snapshot(warehouse, table)
+    # With the margin: a file that is younger may be of a commit under way.
+    since, at = now - timedelta(config.rollback_days) - _MARGIN, tables.snapshot(warehouse, table)
     if table not in _LEDGERS:
         needed = tables.needed_since(warehouse, table, kept.oldest[table.name])
         since = min(since, needed - _MARGIN) if needed else since
