@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     hold.add_argument("--reason", default="by hand", metavar="WORDS", help="why, for those who find it stopped")
     _add_hold_arguments(hold)
     _add_hold_arguments(commands.add_parser("release", help="let a variant be published again"))
+    tidy = commands.add_parser("maintain", help="the same as `run maintain`")
+    launch.add_arguments(tidy)
 
     settings = commands.add_parser("config", help="print a job's settings, each explained")
     settings.add_argument("job", choices=launch.jobs(), metavar="JOB", help=", ".join(launch.jobs()))
@@ -71,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         return launch.show_plan(pipeline(asked.job), asked, asked.save, asked.as_json)
     if asked.command in ("rollback", "hold", "release"):
         return holds.show(asked.command, asked)
+    if asked.command == "maintain":
+        return launch.launch(pipeline("maintain"), asked)
     if asked.command == "config":
         sys.stdout.write(config.template(asked.job, pipeline(asked.job).Config))
         return 0

@@ -3,8 +3,9 @@
 A column is not null unless its sentence says what null means. Pure declarations: `tables.py` makes them real.
 
 Three kinds. **state**: the truth at a version, merged by key, only rows that differ. **memory**: what Python made of
-content, append-only and content-addressed; a row depends on nothing but the digests in its key, so it is never stale,
-and two rows of one key say the same. **log**: what happened, appended where its key is not there yet.
+content, appended and content-addressed; a row depends on nothing but the digests in its key, so it is never stale,
+and two rows of one key say the same; it goes when nothing has referred to it for long (`maintain`). **log**: what
+happened, appended where its key is not there yet.
 """
 
 from dataclasses import dataclass, field
@@ -490,6 +491,22 @@ KEPT_BACK = Table(
     statistics=("variant",),
 )
 
+UNREFERENCED = Table(
+    "unreferenced",
+    one_row="a row of a memory table that nothing refers to, as maintenance saw it",
+    kind="state",
+    key=("table_name", "key_digest"),
+    columns=(
+        column("table_name", "string", "the memory table"),
+        column("key_digest", _DIGEST, "digest of the row's key columns, binary ones in hex, as texts"),
+        column("since_date", "date", "the day of the maintenance that first saw it so, without a break since"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=40,
+    bucketed_by="key_digest",
+    statistics=("table_name", "since_date"),
+)
+
 RUN_METRICS = Table(
     "run_metrics",
     one_row="one evaluation figure with its count of queries and its interval",
@@ -529,7 +546,7 @@ TABLES: dict[str, Table] = {
     table.name: table
     for table in (
         ITEMS, QUERY_ALIASES, QUERIES, JUDGMENT_ALIASES, JUDGMENTS, SPLITS, INTERACTIONS, CANDIDATES,
-        COLLECTION_STATISTICS, TEXTS, TERMS, SCORES, EMBEDDINGS, RANKINGS, KEPT_BACK, QUARANTINE,
+        COLLECTION_STATISTICS, TEXTS, TERMS, SCORES, EMBEDDINGS, UNREFERENCED, RANKINGS, KEPT_BACK, QUARANTINE,
         RUNS, RUN_METRICS, LEASES, HOLDS,
     )
 }  # fmt: skip

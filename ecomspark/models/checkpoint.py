@@ -147,6 +147,14 @@ def open_checkpoint(
     return Checkpoint(folder, card)
 
 
+def cards(models_folder: Path) -> dict[str, Card]:
+    """The card of every checkpoint in the folder, by name. The weights are not looked at.
+
+    Raises CheckpointError when one is not a card.
+    """
+    return {path.parent.name: _card(path.parent) for path in sorted(models_folder.glob(f"*/{CARD}"))}
+
+
 def seal(made: Path, models_folder: Path, name: str, card: Card) -> Checkpoint:
     """Write the card into `made`, a folder of weights and tokenizer, and move it to its place in one step.
 

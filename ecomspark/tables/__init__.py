@@ -1,14 +1,26 @@
 """The only package that knows Delta: `warehouse` is where tables are and how they are read, `commits` one commit and
 the proof of it, `publish` how tables change, `staging` what is on its way to that, `changes` what changed since a
-version, `leases` who may publish, `source` what is read from outside.
+version, `leases` who may publish, `maintenance` fewer files and rows, `source` what is read from outside.
 
 Readers of state and log tables see a pinned version; memory tables are read at their newest version, because their
 content cannot change an answer. Commits carry the run, the job and a nonce, never a row's value.
 """
 
-from ecomspark.tables.changes import changes
+from ecomspark.tables.changes import changes, ever_since
 from ecomspark.tables.commits import Author, Commit
 from ecomspark.tables.leases import Lease, Leases, fence_off, read_leases, renew, take
+from ecomspark.tables.maintenance import (
+    collect,
+    delete,
+    drop_left,
+    file_count,
+    has_small_files,
+    keep_history,
+    needed_since,
+    optimise,
+    removals_known_since,
+    vacuum,
+)
 from ecomspark.tables.publish import Change, append_log, append_memory, compare, drop, publish, put
 from ecomspark.tables.source import MALFORMED, Source, Sourced, read_source
 from ecomspark.tables.staging import drop_staged, read_staged, stage
@@ -33,8 +45,9 @@ from ecomspark.tables.warehouse import (
 
 __all__ = [
     "MALFORMED", "Author", "Change", "Commit", "Lease", "Leases", "Snapshot", "Source", "Sourced", "Warehouse",
-    "append_log", "append_memory", "bucket_of", "buckets_of", "changes", "committed_at", "compare", "conform",
-    "create", "ddl", "differences", "drop", "drop_staged", "empty", "exists", "fence_off", "jar_version", "place_of",
-    "publish", "put", "read", "read_leases", "read_memory", "read_source", "read_staged", "renew", "snapshot",
-    "stage", "take",
+    "append_log", "append_memory", "bucket_of", "buckets_of", "changes", "collect", "committed_at", "compare",
+    "conform", "create", "ddl", "delete", "differences", "drop", "drop_left", "drop_staged", "empty", "ever_since",
+    "exists", "fence_off", "file_count", "has_small_files", "jar_version", "keep_history", "needed_since", "optimise",
+    "place_of", "publish", "put", "read", "read_leases", "read_memory", "read_source", "read_staged",
+    "removals_known_since", "renew", "snapshot", "stage", "take", "vacuum",
 ]  # fmt: skip

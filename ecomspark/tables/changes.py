@@ -1,6 +1,8 @@
-"""What changed in a table between two of its versions, by its change feed, while that can be read."""
+"""What changed in a table between two of its versions, and what was ever there, by its change feed while that can be
+read."""
 
 import logging
+from collections.abc import Sequence
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
@@ -8,7 +10,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from ecomspark.schemas import Table
-from ecomspark.tables.warehouse import Snapshot, Warehouse
+from ecomspark.tables.warehouse import Snapshot, Warehouse, newest, read
 
 log = logging.getLogger("ecomspark")
 
@@ -23,7 +25,7 @@ def changes(
     changed and changed back is not among them. Persisted.
 
     (key columns, `old` and `new`: structs of `columns`, of a map its sorted entries; `old` is null for a key that came,
-    `new` for one that went.) In a memory table and a log, keys only come.
+    `new` for one that went.) In a log keys only come; in a memory table they go only when nothing refers to them.
 
     None when the feed cannot say it: the table was recreated or is not the one that was pinned, the feed was off, its
     files were vacuumed, the log is expired, the columns changed. Then the table as it is must be compared with what our
@@ -35,19 +37,43 @@ def changes(
         return _unknown(table, "it is not the table that was read last time")
     if since.version > until.version:
         return _unknown(table, "it was read at a later version last time")
-    reader = warehouse.spark.read.format("delta").option("readChangeFeed", "true")
-    reader = reader.option("startingVersion", since.version + 1).option("endingVersion", until.version)
-    path = warehouse.path(table)
     try:
         if since.version == until.version:
             return net(table, _no_feed(warehouse, table), columns).persist()
-        feed = reader.table(warehouse.name(table)) if path is None else reader.load(path)
-        changed = net(table, feed, columns).persist()
+        changed = net(table, _feed(warehouse, table, since, until), columns).persist()
         changed.count()
     except (PySparkException, Py4JJavaError) as error:
         condition = error.getCondition() if isinstance(error, PySparkException) else None
         return _unknown(table, condition or type(error).__name__)
     return changed
+
+
+def ever_since(warehouse: Warehouse, table: Table, since: Snapshot, columns: Sequence[str]) -> DataFrame | None:
+    """The values of some columns of a state table that any of its versions from `since` until now had, each once.
+
+    Rows that came and went in between are among them. None when the change feed cannot say it (see `changes`).
+    Executes the reading of what went.
+    """
+    now = newest(warehouse, table)
+    there = read(warehouse, table, now).select(*columns)
+    if since == now:
+        return there.distinct()
+    if since.table_id != now.table_id:
+        return None
+    try:
+        feed = _feed(warehouse, table, since, now)
+        went = feed.where(F.col("_change_type").isin(*_GOES)).select(*columns).distinct().persist()
+        went.count()
+    except (PySparkException, Py4JJavaError):
+        return None
+    return there.unionByName(went).distinct()
+
+
+def _feed(warehouse: Warehouse, table: Table, since: Snapshot, until: Snapshot) -> DataFrame:
+    reader = warehouse.spark.read.format("delta").option("readChangeFeed", "true")
+    reader = reader.option("startingVersion", since.version + 1).option("endingVersion", until.version)
+    path = warehouse.path(table)
+    return reader.table(warehouse.name(table)) if path is None else reader.load(path)
 
 
 def net(table: Table, feed: DataFrame, columns: tuple[str, ...]) -> DataFrame:

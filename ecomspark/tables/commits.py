@@ -56,17 +56,16 @@ class Commit:
     deleted: int = 0
 
 
-def committed(warehouse: Warehouse, table: Table, author: Author, write: Callable[[], None]) -> tuple[int, int]:
+def committed(warehouse: Warehouse, table: Table, author: Author, write: Callable[[], object]) -> tuple[int, int]:
     """The version that `write` made, proven by a nonce in the log, and the rows that it wrote.
 
     A commit whose answer was lost is found all the same. Raises NewerPublished when there is none, because somebody
     else published at the same moment or the lease was taken over; what `write` raises when it failed for its own.
     """
     nonce, before = uuid.uuid4().hex, newest(warehouse, table).version
-    about = {"job": author.job, "run_id": author.run_id, "nonce": nonce, "code": __version__, **author.facts}
     refused = NewerPublished(f"{table.name}: somebody published at the same moment; run again")
     try:
-        with session_settings(warehouse, {_USER_METADATA: json.dumps(about)}):
+        with session_settings(warehouse, signed(author, nonce)):
             write()
     except Exception as error:
         if (landed := _landed(warehouse, table, nonce, before)) is not None:
@@ -78,6 +77,12 @@ def committed(warehouse: Warehouse, table: Table, author: Author, write: Callabl
     if landed is None:
         raise refused
     return landed
+
+
+def signed(author: Author, nonce: str) -> dict[str, str]:
+    """Settings of a write that names its run."""
+    about = {"job": author.job, "run_id": author.run_id, "nonce": nonce, "code": __version__, **author.facts}
+    return {_USER_METADATA: json.dumps(about)}
 
 
 def turn(warehouse: Warehouse, table: Table, at: Snapshot, author: Author) -> dict[str, str]:
@@ -104,7 +109,7 @@ def after_maintenance(warehouse: Warehouse, table: Table, at: Snapshot) -> Snaps
     now = newest(warehouse, table)
     if now.table_id != at.table_id:
         return None
-    came = (_info(warehouse, table, version) for version in range(at.version + 1, now.version + 1))
+    came = (info_of(warehouse, table, version) for version in range(at.version + 1, now.version + 1))
     return now if all(info is not None and info.operation() in _MAINTENANCE for info in came) else None
 
 
@@ -142,7 +147,7 @@ def session_settings(warehouse: Warehouse, settings: Mapping[str, str]) -> Itera
 def _landed(warehouse: Warehouse, table: Table, nonce: str, before: int) -> tuple[int, int] | None:
     """The version after `before` that carries the nonce, and the rows that it wrote."""
     for version in range(newest(warehouse, table).version, before, -1):
-        info = _info(warehouse, table, version)
+        info = info_of(warehouse, table, version)
         if info is not None and info.userMetadata().isDefined() and nonce in info.userMetadata().get():
             metrics = info.operationMetrics()
             written = metrics.get().get("numOutputRows") if metrics.isDefined() else None
@@ -150,7 +155,7 @@ def _landed(warehouse: Warehouse, table: Table, nonce: str, before: int) -> tupl
     return None
 
 
-def _info(warehouse: Warehouse, table: Table, version: int) -> Any:
+def info_of(warehouse: Warehouse, table: Table, version: int) -> Any:
     """What the log says of one commit; None where it does not. `history()` says the same with a Spark job: 0.13 s a
     time, where reading the one file takes 5 ms."""
     jvm: Any = warehouse.spark._jvm

@@ -18,7 +18,7 @@ def stage(warehouse: Warehouse, table: Table, rows: DataFrame, author: Author, p
 
     A merge may evaluate its source more than once, so it must not read Python: it reads what `read_staged` gives.
     """
-    staging, nonce = _staging(table), uuid.uuid4().hex
+    staging, nonce = staging_of(table), uuid.uuid4().hex
     create(warehouse, staging)
     marks = {"job": author.job, "run_id": author.run_id, "part": part, "nonce": nonce}
     staged = rows.withColumns({name: F.lit(value) for name, value in marks.items()})
@@ -28,18 +28,19 @@ def stage(warehouse: Warehouse, table: Table, rows: DataFrame, author: Author, p
 
 def read_staged(warehouse: Warehouse, table: Table, nonces: Sequence[str]) -> DataFrame:
     """The rows of the parts that landed under `nonces`; what a dead try left is not among them."""
-    staged = whole(warehouse, _staging(table)).where(F.col("nonce").isin(list(nonces)))
-    return staged.select(*(name for name in _staging(table).column_names if name in table.column_names))
+    staged = whole(warehouse, staging_of(table)).where(F.col("nonce").isin(list(nonces)))
+    return staged.select(*(name for name in staging_of(table).column_names if name in table.column_names))
 
 
 def drop_staged(warehouse: Warehouse, table: Table, author: Author) -> None:
     """Delete all that a run staged for a table, when the run closes."""
-    if exists(warehouse, _staging(table)):
+    if exists(warehouse, staging_of(table)):
         is_mine = (F.col("job") == author.job) & (F.col("run_id") == author.run_id)
-        delta(warehouse, _staging(table)).delete(is_mine)
+        delta(warehouse, staging_of(table)).delete(is_mine)
 
 
-def _staging(table: Table) -> Table:
+def staging_of(table: Table) -> Table:
+    """The declaration of what is staged for a table."""
     marks = (
         column("job", "string", "the job that staged the row"),
         column("run_id", "string", "its run"),

@@ -210,7 +210,7 @@ def with_bucket(warehouse: Warehouse, table: Table, rows: DataFrame) -> DataFram
     """`rows` with the part of the table that each belongs to; as they are if the table has none."""
     if not table.bucketed_by:
         return rows
-    return rows.withColumn(BUCKET, bucket_of(F.col(table.bucketed_by), _buckets(warehouse, table)))
+    return rows.withColumn(BUCKET, bucket_of(F.col(table.bucketed_by), buckets_in(warehouse, table)))
 
 
 def buckets_of(warehouse: Warehouse, table: Table, rows: DataFrame) -> list[int] | None:
@@ -221,7 +221,7 @@ def buckets_of(warehouse: Warehouse, table: Table, rows: DataFrame) -> list[int]
     """
     if not exists(warehouse, table):
         return None
-    buckets = _buckets(warehouse, table)
+    buckets = buckets_in(warehouse, table)
     if buckets < _FEW_BUCKETS:
         return None  # to find out which would cost more than reading them all
     found = rows.select(bucket_of(F.col(rows.columns[0]), buckets).alias(BUCKET)).distinct().collect()
@@ -232,7 +232,7 @@ def place_of(warehouse: Warehouse, table: Table, digest: Column) -> Column:
     """Where the rows of a digest lie in a table that is laid out in buckets: the bucket, and within it the digest's
     second byte. A number; long work is cut into ranges of it, and such a range touches few buckets."""
     second = F.conv(F.hex(F.substring(digest, 2, 1)), 16, 10).cast("int")
-    return bucket_of(digest, _buckets(warehouse, table)) * 256 + second
+    return bucket_of(digest, buckets_in(warehouse, table)) * 256 + second
 
 
 def _of_buckets(rows: DataFrame, buckets: Sequence[int] | None) -> DataFrame:
@@ -244,7 +244,8 @@ def bucket_of(digest: Column, buckets: int) -> Column:
     return F.conv(F.hex(F.substring(digest, 1, 1)), 16, 10).cast("int") % F.lit(buckets)
 
 
-def _buckets(warehouse: Warehouse, table: Table) -> int:
+def buckets_in(warehouse: Warehouse, table: Table) -> int:
+    """How many parts a table that has any is laid out in."""
     return int(log_of(warehouse, table).metadata().configuration().apply(_BUCKETS_PROPERTY))
 
 
