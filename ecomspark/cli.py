@@ -1,5 +1,5 @@
-"""The command `ecomspark`: run a job or plan it, put rankings back, print settings, look for what would stop a run,
-show the demo."""
+"""The command `ecomspark`: run a job or plan it, put rankings back, explain a rank, print settings, look for what would
+stop a run, show the demo."""
 
 import argparse
 import importlib
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecomspark import __version__, config, demo, doctor, holds, launch
+from ecomspark import __version__, config, demo, doctor, explain, holds, launch, why
 
 PLANNED = ("score_candidates", "rank_candidates")
 
@@ -61,12 +61,30 @@ def main(arguments: list[str] | None = None) -> int:
     look.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
     look.add_argument("--json", action="store_true", dest="as_json", help="one JSON object instead of lines")
 
+    tell = commands.add_parser(
+        "explain",
+        help="say what came of a query and an item, number by number, and why",
+        description="Texts, tokens, logit, terms, neighbours, and why the pair was or was not scored, ranked and "
+        "published. On stdout only; exit status 3: the query or the item is not known.",
+    )
+    tell.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/local.yaml")
+    tell.add_argument("--query", required=True, metavar="TEXT", help="as typed; it gets into no log and no statement")
+    tell.add_argument("--item", required=True, metavar="ID", help="the shop's own id")
+    tell.add_argument("--locale", metavar="L", help="the query's; default: the item's")
+    tell.add_argument("--variant", default="main", metavar="V", help="the ranking to explain; default: main")
+    tell.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
+    tell.add_argument("--json", action="store_true", dest="as_json", help="one JSON object instead of lines")
+
     show = commands.add_parser("demo", help="run every job on the sample shop and show what came out")
     show.add_argument("--conf", type=Path, default=Path("conf/demo.yaml"), metavar="FILE", help="settings")
     show.add_argument("--run-id", default="demo", metavar="ID", help="names the runs; give another to run them anew")
     show.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
 
-    asked = parser.parse_args(arguments)
+    asked, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # Behind `explain` they are words of a query without quotes, which argparse would repeat.
+        what = "put quotes around the query" if asked.command == "explain" else " ".join(unknown)
+        parser.error(f"unrecognized arguments: {what}")
     if asked.command == "run":
         return launch.launch(pipeline(asked.job), asked)
     if asked.command == "plan":
@@ -80,6 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if asked.command == "doctor":
         return doctor.show(asked.conf, asked.overrides, asked.as_json, {job: pipeline(job) for job in launch.jobs()})
+    if asked.command == "explain":
+        pair = {"query_text": asked.query, "item_id": asked.item, "locale": asked.locale, "variant": asked.variant}
+        pipelines = {job: pipeline(job) for job in why.JOBS}
+        return explain.show(asked.conf, asked.overrides, pair, asked.as_json, pipelines)
     return demo.show(asked.conf, asked.run_id, asked.overrides, {job: pipeline(job) for job in demo.ALL_JOBS})
 
 

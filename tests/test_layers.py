@@ -15,10 +15,10 @@ LAYERS = {
     "config": 2, "evaluation": 2, "findings": 2,
     "models": 3, "tables": 3,
     "plans": 4, "features": 4, "resources": 4, "ledger": 4, "parts": 4,
-    "runs": 5,
+    "runs": 5, "why": 5,
     "scoring": 5, "launch": 6, "importing": 6, "training": 6,
     "daemon": 7, "demo_data": 7, "pipelines": 7, "holds": 7,
-    "demo": 8, "doctor": 8,
+    "demo": 8, "doctor": 8, "explain": 8,
     "cli": 9,
 }  # fmt: skip
 
