@@ -55,7 +55,7 @@ def forgotten_logs(request: pytest.FixtureRequest) -> Iterator[None]:
     """After a test with tables of its own, let Delta forget their logs: it keeps each for an hour, with the plans of its
     state, and hundreds of them fill a heap of 2 GiB."""
     yield
-    if {"warehouse", "copied", "empty_shop"} & set(request.fixturenames):
+    if {"warehouse", "copied", "empty_shop", "first_night"} & set(request.fixturenames):
         spark = request.getfixturevalue("spark")
         spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
         spark.catalog.clearCache()

@@ -21,7 +21,7 @@ class Traced:
     """A scorer whose logit is a function of the texts alone. Writes a line a load and a line a batch under `folder`.
 
     `once`: what to do the first time a batch holds `trigger`: raise, die (SIGKILL), or nothing. `poison`: a passage
-    that always fails, with `poison_error`.
+    that always fails, with `poison_error`. `shift`: what its logits are above those of others.
     """
 
     folder: str
@@ -29,6 +29,7 @@ class Traced:
     once: str = ""
     poison: str = ""
     poison_error: str = "ValueError"
+    shift: float = 0.0
 
     def load(self) -> "TracedScorer":
         _note(self.folder, "loads", str(os.getpid()))
@@ -87,7 +88,8 @@ class TracedScorer:
         counts = np.array(
             [len(q.split()) + len(p.split()) for q, p in zip(queries, passages, strict=True)], dtype=np.int32
         )
-        logits = np.array([logit(q, p) for q, p in zip(queries, passages, strict=True)], dtype=np.float32)
+        values = [logit(q, p) + self.of.shift for q, p in zip(queries, passages, strict=True)]
+        logits = np.array(values, dtype=np.float32)
         return Scores(logits, counts, np.zeros_like(counts), np.zeros_like(counts))
 
 
