@@ -162,9 +162,10 @@ def test_a_run_that_failed_halfway_leaves_its_scores_to_the_next(
 
     played = first_night.copy(tmp_path)
     played.state = apply(played.state, NewScorer(1))
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="first part"):
+    with monkeypatch.context() as patch:
         patch.setattr(tables, "append_memory", failing)
-        played.score("failed")
+        with pytest.raises(RuntimeError, match="first part"):
+            played.score("failed")
     played.score(played.state.run_id)
     assert played.asked == played.state.evaluations
 
