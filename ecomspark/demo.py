@@ -12,6 +12,8 @@ from pyspark.sql import functions as F
 from ecomspark import launch, tables
 from ecomspark.config import Settings
 from ecomspark.evaluation import Figure, as_table, not_shown
+from ecomspark.explain import as_lines as explained
+from ecomspark.explain import explain
 from ecomspark.ledger import OVER
 from ecomspark.plans import as_lines
 from ecomspark.runs import Summary
@@ -92,6 +94,13 @@ def _second_day(
         if not _is_over(warehouse, job, run_id):
             print("\n".join(as_lines(pipelines[job].plan(spark, settings[job], AS_OF))), flush=True)
         _told("[run    ]", pipelines[job], spark, settings[job], run_id, AS_OF)
+    print("\nWhy one of the changed items stands where it does")
+    best = _newest(warehouse, RANKINGS).where(F.col("changed_by") == run_id).orderBy("rank", "query_id", "item_id")
+    shown = best.join(_newest(warehouse, QUERIES), on="query_id", how="inner").limit(1).collect()
+    if shown:
+        pair = {"query_text": shown[0]["query_text"], "item_id": shown[0]["item_id"]}
+        found = explain(warehouse, settings["score_candidates"], settings["rank_candidates"], **pair)
+        print("\n".join(f"  {line}" for line in explained(found)))
 
 
 def _first_day(warehouse: Warehouse) -> Snapshot | None:

@@ -18,8 +18,9 @@ LAYERS = {
     "runs": 5, "why": 5,
     "scoring": 5, "launch": 6, "importing": 6, "training": 6,
     "daemon": 7, "demo_data": 7, "pipelines": 7, "holds": 7,
-    "demo": 8, "doctor": 8, "explain": 8,
-    "cli": 9,
+    "doctor": 8, "explain": 8,
+    "demo": 9,
+    "cli": 10,
 }  # fmt: skip
 
 # What each side of the two walls may not touch.
