@@ -5,16 +5,18 @@ that slept through its own end cannot publish. Clocks only decide how long other
 agree to a small part of that time.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ecomspark.errors import NewerPublished
 from ecomspark.schemas import LEASES, Table
-from ecomspark.tables.commits import Author, committed, fence, turn, write
+from ecomspark.tables.commits import Author, committed, fence, info_of, turn, write
 from ecomspark.tables.warehouse import Snapshot, Warehouse, create, ddl, exists, read, utc
 
 _TRIES = 20
+_ROWS = "leases"
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ class Leases:
 def read_leases(warehouse: Warehouse) -> Leases:
     """Every lease, current or not."""
     at = create(warehouse, LEASES)
-    found = read(warehouse, LEASES, at).collect() if at.version else []
-    rows = [Lease(**{**row.asDict(), "expires_at": utc(row["expires_at"])}) for row in found]
+    rows = _written(warehouse, at)
+    if rows is None:  # the newest commit is not one of ours: maintenance, or the making of the table
+        found = read(warehouse, LEASES, at).collect() if at.version else []
+        rows = [Lease(**{**row.asDict(), "expires_at": utc(row["expires_at"])}) for row in found]
     return Leases(at, {lease.table_name: lease for lease in rows})
 
 
@@ -91,9 +95,21 @@ def fence_off(warehouse: Warehouse, tables: Sequence[Table], author: Author) -> 
             fence(warehouse, table, author)
 
 
+def _written(warehouse: Warehouse, at: Snapshot) -> list[Lease] | None:
+    """The rows as the commit that wrote them has them in its metadata, too: read in 5 ms, where a Spark job takes half
+    a second. None when a commit does not say them."""
+    info = info_of(warehouse, LEASES, at.version)
+    said = json.loads(info.userMetadata().get()) if info is not None and info.userMetadata().isDefined() else {}
+    if _ROWS not in said:
+        return None
+    return [Lease(**{**row, "expires_at": datetime.fromisoformat(row["expires_at"])}) for row in said[_ROWS]]
+
+
 def _write(warehouse: Warehouse, leases: Leases, rows: Mapping[str, Lease], author: Author) -> int:
     """All rows anew, if nobody wrote since they were read: a handful of rows, and one small file a commit."""
     values = [tuple(vars(lease)[column.name] for column in LEASES.columns) for lease in rows.values()]
     frame = warehouse.spark.createDataFrame(values, ddl(LEASES)).coalesce(1)
     options = turn(warehouse, LEASES, leases.at, author)
+    said = [{**vars(lease), "expires_at": lease.expires_at.isoformat()} for lease in rows.values()]
+    author = Author(author.job, author.run_id, facts={_ROWS: said})
     return committed(warehouse, LEASES, author, lambda: write(warehouse, LEASES, frame, options, "overwrite"))[0]
