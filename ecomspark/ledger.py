@@ -119,8 +119,7 @@ def refuse_taken(author: Author, leases: Sequence[Lease], past: Past) -> None:
     """
     for lease in leases:
         is_mine = (lease.job, lease.run_id) == (author.job, author.run_id)
-        is_ended = (lease.job, lease.run_id) in past.ended
-        if not is_mine and not is_ended and lease.expires_at > datetime.now(UTC):
+        if not is_mine and ended_badly(lease, past) and lease.expires_at > datetime.now(UTC):
             raise LeaseTaken(
                 f"{lease.table_name}: {lease.job}, run {lease.run_id}, may publish to it until it ends, and if it is "
                 f"dead until {lease.expires_at:%Y-%m-%d %H:%M:%S} UTC; run again then, or set leases.wait_seconds"
@@ -129,4 +128,4 @@ def refuse_taken(author: Author, leases: Sequence[Lease], past: Past) -> None:
 
 def ended_badly(lease: Lease, past: Past) -> bool:
     """Whether a lease's holder was never heard to end: it may only be asleep."""
-    return (lease.job, lease.run_id) not in past.ended
+    return lease.nonce != tables.GIVEN_BACK and (lease.job, lease.run_id) not in past.ended

@@ -229,6 +229,59 @@ def open_run(
         log.info("%s: run %s is done already", job, run_id)
         yield _replayed(warehouse, Author(job, run_id), earlier)
         return
+    try:
+        run, started, is_pinned = _open(
+            holding,
+            past,
+            job,
+            run_id,
+            reads,
+            covers or {},
+            source,
+            target,
+            is_ordered,
+            is_pinned,
+            settings_digest,
+            as_of,
+            plan,
+        )
+    except Exception:
+        holding.give_back(Author(job, run_id))
+        raise
+    with holding.kept(run.author, asked.seconds):
+        try:
+            yield run
+        except Exception as error:
+            usurper = holding.usurper()
+            found = _explained(error, usurper, is_pinned)
+            if usurper is None or (usurper.job, usurper.run_id) != (job, run_id):
+                _close_failed(run, started, settings_digest, found)
+            if found is error:
+                raise
+            raise found from None
+    usurper = holding.usurper()
+    if usurper is not None and (usurper.job, usurper.run_id) == (job, run_id):
+        raise LeaseTaken(f"{job}: run {run_id} was started again elsewhere meanwhile; that one goes on")
+    _write(run, started, run.summary().status, settings_digest, ended=datetime.now(UTC))
+
+
+def _open(
+    holding: "_Holding",
+    past: Past,
+    job: str,
+    run_id: str,
+    reads: Sequence[Table],
+    covers: Mapping[str, str],
+    source: Source | None,
+    target: str | None,
+    is_ordered: bool,
+    is_pinned: bool,
+    settings_digest: bytes,
+    as_of: date | None,
+    plan: Path | None,
+) -> tuple[Run, datetime, bool]:
+    """Pin what a run reads and write its row: the run, when it started, and whether it reads versions of long ago."""
+    warehouse, earlier = holding.warehouse, past.mine
     is_resumed = earlier is not None and earlier["status"] == "open"
     pins = ledger.pinned(earlier) if earlier is not None and is_resumed else {}
     if plan is not None and not is_resumed:
@@ -249,25 +302,11 @@ def open_run(
     if sourced:
         inputs[_SOURCE] = sourced.snapshot
     versions = {name: [at.table_id, at.version] for name, at in inputs.items() if at}
-    author = Author(job, run_id, holding.epoch, holding.names, {"inputs": versions, "covers": dict(covers or {})})
-    run = Run(warehouse, author, as_of, False, inputs, sourced, target, past=past, covers=dict(covers or {}))
+    author = Author(job, run_id, holding.epoch, holding.names, {"inputs": versions, "covers": dict(covers)})
+    run = Run(warehouse, author, as_of, False, inputs, sourced, target, past=past, covers=dict(covers))
     started = datetime.now(UTC)
     _write(run, started, "open", settings_digest, is_new=earlier is None)
-    with holding.kept(author, asked.seconds):
-        try:
-            yield run
-        except Exception as error:
-            usurper = holding.usurper()
-            found = _explained(error, usurper, is_pinned or is_resumed or plan is not None)
-            if usurper is None or (usurper.job, usurper.run_id) != (job, run_id):
-                _close_failed(run, started, settings_digest, found)
-            if found is error:
-                raise
-            raise found from None
-    usurper = holding.usurper()
-    if usurper is not None and (usurper.job, usurper.run_id) == (job, run_id):
-        raise LeaseTaken(f"{job}: run {run_id} was started again elsewhere meanwhile; that one goes on")
-    _write(run, started, run.summary().status, settings_digest, ended=datetime.now(UTC))
+    return run, started, is_pinned or is_resumed or plan is not None
 
 
 class _Holding:
@@ -343,6 +382,11 @@ class _Holding:
                     return
             except Exception as error:  # the next beat may do better; what is published is safe without any
                 log.warning("%s: the lease could not be renewed (%s)", author.job, type(error).__name__)
+
+    def give_back(self, author: Author) -> None:
+        """Let go of the leases of a run that was never opened."""
+        if self.at is not None:
+            tables.give_back(self.warehouse, self.nonce, author)
 
     def usurper(self) -> tables.Lease | None:
         """The lease of ours that another has now."""

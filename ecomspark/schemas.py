@@ -452,7 +452,7 @@ LEASES = Table(
         column("epoch", "bigint", "rises each time that any lease is taken"),
         column("job", "string", "the holder's job"),
         column("run_id", "string", "the holder's run; the lease ends with it, when its row in `runs` is closed"),
-        column("nonce", "string", "names one taking"),
+        column("nonce", "string", "names one taking; empty: given back before its run was opened"),
         column("expires_at", "timestamp", "from when on others may take it, UTC; put off while the holder lives"),
     ),
     bytes_a_row=150,

@@ -8,7 +8,7 @@ content cannot change an answer. Commits carry the run, the job and a nonce, nev
 
 from ecomspark.tables.changes import changes, ever_since
 from ecomspark.tables.commits import Author, Commit
-from ecomspark.tables.leases import Lease, Leases, fence_off, read_leases, renew, take
+from ecomspark.tables.leases import GIVEN_BACK, Lease, Leases, fence_off, give_back, read_leases, renew, take
 from ecomspark.tables.maintenance import (
     collect,
     delete,
@@ -44,10 +44,10 @@ from ecomspark.tables.warehouse import (
 )
 
 __all__ = [
-    "MALFORMED", "Author", "Change", "Commit", "Lease", "Leases", "Snapshot", "Source", "Sourced", "Warehouse",
-    "append_log", "append_memory", "bucket_of", "buckets_of", "changes", "collect", "committed_at", "compare",
-    "conform", "create", "ddl", "delete", "differences", "drop", "drop_left", "drop_staged", "empty", "ever_since",
-    "exists", "fence_off", "file_count", "has_small_files", "jar_version", "keep_history", "needed_since", "optimise",
-    "place_of", "publish", "put", "read", "read_leases", "read_memory", "read_source", "read_staged",
-    "removals_known_since", "renew", "snapshot", "stage", "take", "vacuum",
+    "GIVEN_BACK", "MALFORMED", "Author", "Change", "Commit", "Lease", "Leases", "Snapshot", "Source", "Sourced",
+    "Warehouse", "append_log", "append_memory", "bucket_of", "buckets_of", "changes", "collect", "committed_at",
+    "compare", "conform", "create", "ddl", "delete", "differences", "drop", "drop_left", "drop_staged", "empty",
+    "ever_since", "exists", "fence_off", "file_count", "give_back", "has_small_files", "jar_version", "keep_history",
+    "needed_since", "optimise", "place_of", "publish", "put", "read", "read_leases", "read_memory", "read_source",
+    "read_staged", "removals_known_since", "renew", "snapshot", "stage", "take", "vacuum",
 ]  # fmt: skip

@@ -9,12 +9,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from ecomspark.errors import NewerPublished
 from ecomspark.schemas import LEASES, Table
 from ecomspark.tables.commits import Author, committed, fence, info_of, turn, write
 from ecomspark.tables.warehouse import Snapshot, Warehouse, create, ddl, exists, read, utc
 
+GIVEN_BACK = ""  # in the place of a nonce
 _TRIES = 20
 _ROWS = "leases"
 
@@ -71,16 +73,25 @@ def take(
 
 
 def renew(warehouse: Warehouse, nonce: str, author: Author, seconds: float) -> bool:
-    """Put off the end of all leases that carry `nonce`; false when one of them was taken over."""
+    """Put off the end of all leases that carry `nonce`; false when none does any more: they were taken over."""
+    until = datetime.now(UTC) + timedelta(seconds=seconds)
+    return _changed(warehouse, nonce, author, {"expires_at": until})
+
+
+def give_back(warehouse: Warehouse, nonce: str, author: Author) -> None:
+    """End all leases that carry `nonce`, for a run that never opened: no row in `runs` will say that it is over."""
+    _changed(warehouse, nonce, author, {"expires_at": datetime.now(UTC), "nonce": GIVEN_BACK})
+
+
+def _changed(warehouse: Warehouse, nonce: str, author: Author, values: Mapping[str, Any]) -> bool:
     for left in reversed(range(_TRIES)):
         leases = read_leases(warehouse)
-        until = datetime.now(UTC) + timedelta(seconds=seconds)
         mine = {name: lease for name, lease in leases.rows.items() if lease.nonce == nonce}
         if not mine:
             return False
-        renewed = {name: Lease(**{**vars(lease), "expires_at": until}) for name, lease in mine.items()}
+        changed = {name: Lease(**{**vars(lease), **values}) for name, lease in mine.items()}
         try:
-            _write(warehouse, leases, {**leases.rows, **renewed}, author)
+            _write(warehouse, leases, {**leases.rows, **changed}, author)
             return True
         except NewerPublished:
             if not left:
