@@ -83,7 +83,8 @@ def _second_day(
     price = F.when(F.col("_place") % 3 == 0, F.col("price") * 1.1).otherwise(F.col("price")).cast("decimal(18,4)")
     columns = [c.name for c in ITEMS.columns if c.name not in ("source_digest", "changed_by")]
     edited = items.withColumns({"title": title, "price": price}).select(*columns)
-    edited.coalesce(1).write.mode("overwrite").parquet(catalogue)
+    if not Path(catalogue).exists():  # a run that was cut off is pinned to the file that it read
+        edited.coalesce(1).write.parquet(catalogue)
     keys = {name: getattr(shared, name) for name in Settings.model_fields}
     importing = pipelines["import_items"].Config(
         **keys, source={"format": "parquet", "path": catalogue}, columns={name: name for name in columns}

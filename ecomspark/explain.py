@@ -128,7 +128,7 @@ def explain(
         min_scored_share=ranking.min_scored_share,
         is_in_stock=item["is_in_stock"],
         is_one_locale=item["locale"] == query["locale"],
-        kept=_first(at.rows(KEPT_BACK, is_query & is_variant)),
+        kept=_first(at.rows(KEPT_BACK, is_query & is_variant & F.col("is_kept_back"))),
         hold=_first(at.rows(HOLDS, is_variant & (F.col("table_name") == RANKINGS.name))),
         row=row,
         row_count=len(published),

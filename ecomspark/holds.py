@@ -4,7 +4,7 @@ import argparse
 import json
 from datetime import UTC, datetime
 
-from pyspark.sql import Row, Window
+from pyspark.sql import Column, Row, Window
 from pyspark.sql import functions as F
 
 from ecomspark import config, launch, ledger, tables
@@ -46,11 +46,11 @@ def roll_back(warehouse: Warehouse, to: str, variant: str, run_id: str, leases: 
     """Publish the rows of a variant that differ from what the run `to` left, as a new version, and set a hold.
 
     Items and queries that are gone since stay out, and ranks close up. The run's watermarks are taken over: the first
-    run after the release finds all that changed since `to`. Raises ContractError when `to` did not cover the variant,
+    run after the release looks at every query. Raises ContractError when `to` did not cover the variant,
     or its version of `rankings` can no longer be read; LeaseTaken when another run publishes.
     """
     former = _published(warehouse, to, variant)
-    covers = {variant: former["covers"][variant]}
+    covers = {variant: _ROLLBACK}  # never what a policy's digest is: the next run looks at every query
     with open_run(
         warehouse,
         JOB,
@@ -85,18 +85,21 @@ def set_hold(warehouse: Warehouse, variant: str, reason: str, author: Author) ->
     """Stop publishing of a variant, for runs that start from now on."""
     values = (RANKINGS.name, variant, reason, author.run_id, datetime.now(UTC))
     rows = warehouse.spark.createDataFrame([values], tables.ddl(HOLDS))
-    change = tables.compare(warehouse, HOLDS, rows, author, scope=F.col("variant") == variant)
+    change = tables.compare(warehouse, HOLDS, rows, author, scope=_of(variant))
     return tables.publish(warehouse, change, author)
 
 
 def release(warehouse: Warehouse, variant: str, author: Author) -> Commit:
     """Let a variant be published again. Raises ContractError when there is no hold on it."""
-    scope = (F.col("table_name") == RANKINGS.name) & (F.col("variant") == variant)
-    change = tables.compare(warehouse, HOLDS, tables.empty(warehouse, HOLDS), author, scope=scope)
+    change = tables.compare(warehouse, HOLDS, tables.empty(warehouse, HOLDS), author, scope=_of(variant))
     if change.is_empty:
         tables.drop(change)
         raise ContractError(f"holds: expected a hold on the variant {variant}, found none; nothing was released")
     return tables.publish(warehouse, change, author)
+
+
+def _of(variant: str) -> Column:
+    return (F.col("table_name") == RANKINGS.name) & (F.col("variant") == variant)
 
 
 def _published(warehouse: Warehouse, to: str, variant: str) -> Row:

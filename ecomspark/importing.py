@@ -8,7 +8,7 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Settings, setting
-from ecomspark.errors import ConfigError, ContractError
+from ecomspark.errors import ConfigError, ContractError, NewerPublished
 from ecomspark.features.conform import (
     ColumnMap,
     conform,
@@ -23,6 +23,8 @@ from ecomspark.features.texts import LATER_REASONS
 from ecomspark.runs import Run
 from ecomspark.schemas import QUARANTINE, Table
 from ecomspark.tables import MALFORMED, Source, Sourced
+
+_QUARANTINE_TRIES = 10
 
 
 class ImportSettings(Settings):
@@ -100,6 +102,16 @@ def quarantine(run: Run, table: Table, failing: DataFrame, passing: DataFrame, o
     `failing`: as `quarantine_rows` makes them. `passing`: rows of the table that can be used. `own`: a condition on the
     reasons that the caller finds; rows with others are left alone.
     """
+    for left in reversed(range(_QUARANTINE_TRIES)):
+        try:
+            _quarantine(run, table, failing, passing, own)
+            return
+        except NewerPublished:  # another import set rows of its own aside; nobody holds a lease on this table
+            if not left:
+                raise
+
+
+def _quarantine(run: Run, table: Table, failing: DataFrame, passing: DataFrame, own: Column) -> None:
     there = tables.read(run.warehouse, QUARANTINE, tables.snapshot(run.warehouse, QUARANTINE))
     there = there.where((F.col("table_name") == table.name) & own).drop("changed_by")
     mended = healed(there, passing.select(source_key(table)).distinct(), failing)

@@ -92,7 +92,7 @@ def launch(pipeline: Any, asked: argparse.Namespace) -> int:
         return show_plan(pipeline, asked)
     log_to_stderr(asked.log_format)
     with ending_well() as ended:
-        overrides = [*_overrides(pipeline, asked), *([f"plan={asked.plan}"] if asked.plan else [])]
+        overrides = [*_overrides(pipeline, asked), *([f"plan={json.dumps(str(asked.plan))}"] if asked.plan else [])]
         settings = load_settings(pipeline, asked.conf, overrides)
         if asked.plan and not hasattr(pipeline, "plan"):
             raise ConfigError(f"--plan: {pipeline.JOB} is not planned")

@@ -36,7 +36,7 @@ class Past:
 
     mine: Row | None = None
     over: tuple[Row, ...] = ()
-    ended: frozenset[tuple[str, str]] = frozenset()
+    ended: frozenset[tuple[str, str, int]] = frozenset()
 
     def watermark(self, covered: str, digest: str) -> Watermark | None:
         """That of the last run that covered `covered`; None if there is none, or if other things decided then."""
@@ -63,8 +63,10 @@ def look(warehouse: Warehouse, author: Author, target: str | None, leases: Seque
     of_job = [row for row in rows if row["job"] == author.job]
     over = [row for row in of_job if row["status"] in OVER and row["target"] == target]
     over.sort(key=lambda row: (row["epoch"] or 0, row["started_at"]), reverse=True)
-    mine = next((row for row in of_job if row["run_id"] == author.run_id), None)
-    ended = frozenset((row["job"], row["run_id"]) for row in rows if row["status"] in _ENDED)
+    own = [row for row in of_job if row["run_id"] == author.run_id]
+    mine = max(own, key=lambda row: row["epoch"] or 0, default=None)
+    # By the epoch, too: a run that failed and was started again has not ended, though its row may still say so.
+    ended = frozenset((row["job"], row["run_id"], row["epoch"] or 0) for row in rows if row["status"] in _ENDED)
     return Past(mine, tuple(over[:_LOOKED_AT]), ended)
 
 
@@ -128,4 +130,4 @@ def refuse_taken(author: Author, leases: Sequence[Lease], past: Past) -> None:
 
 def ended_badly(lease: Lease, past: Past) -> bool:
     """Whether a lease's holder was never heard to end: it may only be asleep."""
-    return lease.nonce != tables.GIVEN_BACK and (lease.job, lease.run_id) not in past.ended
+    return lease.nonce != tables.GIVEN_BACK and (lease.job, lease.run_id, lease.epoch) not in past.ended

@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -41,7 +41,7 @@ class Summary:
 
     job: str
     run_id: str
-    status: str  # published, nothing_to_do or replayed; of a plan: planned
+    status: str  # published, nothing_to_do or replayed
     as_of: date | None
     rows: dict[str, int]
     tables: dict[str, dict[str, int]]
@@ -69,6 +69,7 @@ class Run:
     model_seconds: float = 0.0
     past: Past = field(default_factory=Past)
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    persisted: list[DataFrame] = field(default_factory=list)
     covers: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -99,7 +100,10 @@ class Run:
 
     def changes(self, table: Table, since: Watermark, columns: tuple[str, ...] = ()) -> DataFrame | None:
         """What changed in a table that the run reads since a watermark; see `tables.changes`."""
-        return tables.changes(self.warehouse, table, since.inputs.get(table.name), self.inputs[table.name], columns)
+        changed = tables.changes(self.warehouse, table, since.inputs.get(table.name), self.inputs[table.name], columns)
+        if changed is not None:
+            self.persisted.append(changed)
+        return changed
 
     def count(self, **rows: int) -> None:
         """Add to the run's counts, by what was counted."""
@@ -259,6 +263,14 @@ def open_run(
             if found is error:
                 raise
             raise found from None
+        except BaseException:
+            # A signal: the row stays open for the same run to go on, and others need not wait for the lease to end.
+            with suppress(Exception):
+                tables.renew(warehouse, holding.nonce, run.author, 0)
+            raise
+        finally:
+            for frame in run.persisted:
+                frame.unpersist()
     usurper = holding.usurper()
     if usurper is not None and (usurper.job, usurper.run_id) == (job, run_id):
         raise LeaseTaken(f"{job}: run {run_id} was started again elsewhere meanwhile; that one goes on")
@@ -296,7 +308,7 @@ def _open(
     if earlier is not None and is_resumed:
         as_of = earlier["as_of"]
     else:
-        as_of = as_of or _newest_date(warehouse, reads, inputs, sourced)
+        as_of = as_of or _newest_date(warehouse, [t for t in reads if t not in holding.publishes], inputs, sourced)
     if is_ordered:
         ledger.refuse_older(Author(job, run_id), as_of, inputs, earlier if is_resumed else None, past)
     if sourced:
@@ -351,7 +363,11 @@ class _Holding:
         if asleep:
             log.warning("%s: taking over from a run that did not end: %s", author.job, ", ".join(sorted(asleep)))
             holder = Author(author.job, author.run_id, self.epoch, self.names)
-            tables.fence_off(self.warehouse, [table for table in self.publishes if table.name in asleep], holder)
+            try:
+                tables.fence_off(self.warehouse, [table for table in self.publishes if table.name in asleep], holder)
+            except Exception:
+                self.give_back(author)
+                raise
         return past
 
     @contextmanager
@@ -446,7 +462,7 @@ def _newest_date(
 ) -> date | None:
     times = [sourced.dated] if sourced else []
     for table in reads:
-        if at := inputs[table.name]:
+        if table.kind != "memory" and (at := inputs[table.name]):
             times.append(tables.committed_at(warehouse, table, at.version))
     return max(times).date() if times else None
 

@@ -477,7 +477,8 @@ HOLDS = Table(
 
 KEPT_BACK = Table(
     "kept_back",
-    one_row="a query whose ranking stays as it was, because too few of its candidates are scored",
+    one_row="a query whose ranking stays as it was because too few of its candidates are scored, or that is shown "
+    "without one that has no text yet",
     kind="state",
     key=("variant", "query_id"),
     columns=(
@@ -485,6 +486,7 @@ KEPT_BACK = Table(
         column("query_id", _DIGEST, "the query"),
         column("expected_count", "int", "candidates that should have a score: all but those with a lasting error"),
         column("scored_count", "int", "those that have one"),
+        column("is_kept_back", "boolean", "whether its ranking stays as it was"),
         CHANGED_BY,
     ),
     bytes_a_row=60,

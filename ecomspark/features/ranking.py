@@ -84,18 +84,30 @@ def of_policy(candidates: DataFrame, policy: Policy) -> DataFrame:
     return candidates.where(F.arrays_overlap(F.map_keys("sources"), F.array(*map(F.lit, policy.proposed_by))))
 
 
-def kept_back(candidates: DataFrame, min_scored_share: float) -> DataFrame:
-    """Queries of which too few candidates are scored: (query_id, expected_count, scored_count); candidates with a
-    lasting error are not expected to be.
+def scored_shares(candidates: DataFrame) -> DataFrame:
+    """How far each query's candidates are scored: (query_id, expected_count, scored_count, unread_count); candidates
+    with a lasting error are not expected to be, and those without a text cannot be read yet.
 
-    `candidates`: query_id, logit, error_kind.
+    `candidates`: query_id, query_digest, passage_digest, logit, error_kind.
     """
     is_expected = F.col("logit").isNotNull() | ~F.coalesce(F.col("error_kind") == "lasting", F.lit(False))
-    shares = candidates.groupBy("query_id").agg(
+    is_unread = F.col("query_digest").isNull() | F.col("passage_digest").isNull()
+    return candidates.groupBy("query_id").agg(
         F.count_if(is_expected).cast("int").alias("expected_count"),
         F.count_if(F.col("logit").isNotNull()).cast("int").alias("scored_count"),
+        F.count_if(is_unread).alias("unread_count"),
     )
-    return shares.where(F.col("scored_count") < min_scored_share * F.col("expected_count"))
+
+
+def incomplete(shares: DataFrame, min_scored_share: float) -> DataFrame:
+    """The queries to look at again whatever changes: (query_id, expected_count, scored_count, is_kept_back).
+
+    Kept back are those of which too few candidates are scored. The others are shown, but without a candidate that has
+    no text yet: one that comes late may find its score there already.
+    """
+    too_few = F.col("scored_count") < min_scored_share * F.col("expected_count")
+    marked = shares.withColumn("is_kept_back", too_few)
+    return marked.where(F.col("is_kept_back") | (F.col("unread_count") > 0)).drop("unread_count")
 
 
 def ranked(

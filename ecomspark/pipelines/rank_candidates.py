@@ -18,7 +18,7 @@ from ecomspark import parts, tables
 from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ContractError, OnHold
 from ecomspark.features.changed import candidates_of_pairs, queries_of_items
-from ecomspark.features.ranking import Policy, aged, kept_back, of_policy, ranked
+from ecomspark.features.ranking import Policy, aged, incomplete, of_policy, ranked, scored_shares
 from ecomspark.features.scores import PAIR, pair_texts, sources_of, standing
 from ecomspark.ledger import Watermark
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
@@ -36,6 +36,8 @@ JOB = "rank_candidates"
 READS = (CANDIDATES, QUERIES, ITEMS, SCORES, RANKINGS)
 
 PUBLISHES = (RANKINGS, KEPT_BACK)
+
+_ALL = Part(0, 2**31 - 1, 0)  # every place there is
 
 _ITEM_FACTS = ("price", "currency", "category", "sold_count", "rating", "rating_count", "is_in_stock", "listed_at")
 
@@ -87,6 +89,10 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
         plan=config.plan,
     ) as current:
         if not current.is_replayed:
+            # Again, now that the leases are ours: a rollback may have set one while this run waited for them.
+            held = _held(warehouse, config)
+            for variant in held:
+                current.covers.pop(variant, None)
             if not current.covers:
                 raise _on_hold(held)
             with current.stage("changes"):
@@ -96,8 +102,8 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
             if touched is not None and current.rows["reranked_queries"]:
                 _rank(current, touched, checkpoint, config)
                 touched.unpersist()
-    if held and not current.is_replayed:
-        raise _on_hold(held)
+            if held:
+                raise _on_hold(held)  # the run is not over: started again after the release, it does what was left
     return current.summary()
 
 
@@ -177,7 +183,7 @@ def _changed(current: Run, checkpoint: Checkpoint, since: Watermark) -> list[Dat
     if of_rankings is None or now is None or of_rankings.table_id != now.table_id:
         return None
     facts = (*_ITEM_FACTS, "source_digest")
-    columns = {CANDIDATES: ("changed_by",), ITEMS: facts, QUERIES: ("text_source_digest",), SCORES: ("scorer_digest",)}
+    columns = {CANDIDATES: ("sources",), ITEMS: facts, QUERIES: ("text_source_digest",), SCORES: ("scorer_digest",)}
     moved = {table: of for table, of in columns.items() if not current.is_as_it_was(table, since)}
     changed = {table.name: current.changes(table, since, of) for table, of in moved.items()}
     if any(rows is None for rows in changed.values()):
@@ -230,7 +236,8 @@ class _Work:
 
     def of(self, part: Part) -> "_Work":
         mine = F.col("place").between(part.first, part.last)
-        return _Work(self.touched.where(mine), self.candidates.where(mine), self.buckets)
+        buckets = self.buckets if part == _ALL else list(range(part.first // 256, part.last // 256 + 1))
+        return _Work(self.touched.where(mine), self.candidates.where(mine), buckets)
 
 
 def _rank(current: Run, touched: DataFrame, checkpoint: Checkpoint, config: Config) -> None:
@@ -263,7 +270,7 @@ def _parts(current: Run, work: _Work, most: int) -> Iterator[tuple[Part, str]]:
     """The work cut by the layout of rankings: a query is in one part, also one without any candidate left."""
     whole = current.rows["looked_at"] + current.rows["reranked_queries"]
     if whole <= most:
-        return parts.told([Part(0, 2**31 - 1, whole)], "candidates")
+        return parts.told([_ALL], "candidates")
     rows = work.touched.select("place").unionByName(work.candidates.select("place")).groupBy("place").count().collect()
     return parts.told(parts.cut([(row["place"], int(row["count"])) for row in rows], most), "candidates")
 
@@ -310,7 +317,8 @@ def _let_wait(current: Run, work: _Work, config: Config, switching: list[str]) -
     """Leave the variants as they are that shall go over to a checkpoint all at once and cannot yet: this run does not
     cover them, so the next one looks at all their queries again."""
     for variant in switching:
-        waiting = kept_back(of_policy(_of_variant(work, variant), config.variants[variant]), config.min_scored_share)
+        mine = of_policy(_of_variant(work, variant), config.variants[variant])
+        waiting = incomplete(scored_shares(mine), config.min_scored_share).where("is_kept_back")
         if count := waiting.count():
             log.warning("%s: %s stays as it is until %s more queries are scored", JOB, variant, f"{count:,}")
             current.count(waiting_to_switch=count)
@@ -320,13 +328,19 @@ def _let_wait(current: Run, work: _Work, config: Config, switching: list[str]) -
 def _publish(current: Run, work: _Work, checkpoint: Checkpoint, config: Config, as_of: date) -> None:
     """Publish the rankings of the queries at hand in one commit, each whole or not at all; and who is kept back."""
     variants = list(current.covers)
-    rows, kept = [], []
+    mine = {name: of_policy(_of_variant(work, name), config.variants[name]) for name in variants}
+    watched = [
+        incomplete(scored_shares(rows), config.min_scored_share).withColumn("variant", F.lit(name))
+        for name, rows in mine.items()
+    ]
+    look_again = reduce(DataFrame.unionByName, watched).persist()
+    counts = look_again.agg(F.count("*").alias("all"), F.count_if("is_kept_back").alias("kept")).collect()[0]
+    kept = look_again.where("is_kept_back")
+    rows = []
     for variant in variants:
         policy = config.variants[variant]
-        mine = of_policy(_of_variant(work, variant), policy)
-        waiting = kept_back(mine, config.min_scored_share)
-        kept.append(waiting.withColumn("variant", F.lit(variant)))
-        ready = mine.join(waiting, on="query_id", how="left_anti")
+        waiting = kept.where(F.col("variant") == variant).select("query_id")
+        ready = mine[variant].join(waiting, on="query_id", how="left_anti")
         of_variant = ranked(ready, variant, policy, checkpoint.card.calibration, as_of)
         rows.append(of_variant.withColumn("settings_digest", F.lit(settings_digest(policy))))
     rankings = reduce(DataFrame.unionByName, rows).select(
@@ -334,8 +348,6 @@ def _publish(current: Run, work: _Work, checkpoint: Checkpoint, config: Config, 
         F.lit(checkpoint.scorer_digest).alias("scorer_digest"),
         F.lit(checkpoint.card.calibration_digest).alias("calibration_digest"),
     )
-    keep = reduce(DataFrame.unionByName, kept).persist()
-    kept_count = keep.count()
     touched = work.touched.select("variant", "query_id")
     in_scope = F.col("variant").isin(variants)
     change = tables.compare(
@@ -345,22 +357,25 @@ def _publish(current: Run, work: _Work, checkpoint: Checkpoint, config: Config, 
         current.author,
         scope=in_scope,
         within=touched,
-        keep=keep.select("variant", "query_id"),
+        keep=kept.select("variant", "query_id"),
         buckets=work.buckets,
     )
     current.count(
         ranked=change.given,
-        kept_back_queries=kept_count,
+        kept_back_queries=int(counts["kept"]),
         new=change.inserted,
         changed=change.updated,
         removed=change.deleted,
     )
     current.commit(tables.publish(current.warehouse, change, current.author))
     before = tables.snapshot(current.warehouse, KEPT_BACK)
-    if kept_count or (before is not None and before.version):
-        of_kept = tables.compare(current.warehouse, KEPT_BACK, keep, current.author, scope=in_scope, within=touched)
+    if counts["all"] or (before is not None and before.version):
+        look_again = reduce(DataFrame.unionByName, watched)
+        of_kept = tables.compare(
+            current.warehouse, KEPT_BACK, look_again, current.author, scope=in_scope, within=touched
+        )
         current.commit(tables.publish(current.warehouse, of_kept, current.author))
-    keep.unpersist()
+    look_again.unpersist()
 
 
 def _of_variant(work: _Work, variant: str) -> DataFrame:

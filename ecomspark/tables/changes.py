@@ -111,5 +111,5 @@ def _no_feed(warehouse: Warehouse, table: Table) -> DataFrame:
 
 
 def _unknown(table: Table, why: str) -> DataFrame | None:
-    log.info("%s: what changed cannot be read from its change feed (%s): all of it is compared", table.name, why)
+    log.warning("%s: what changed cannot be read from its change feed (%s): all of it is compared", table.name, why)
     return None

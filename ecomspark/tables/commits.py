@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame
 from ecomspark import __version__
 from ecomspark.errors import NewerPublished
 from ecomspark.schemas import Table
-from ecomspark.tables.warehouse import BUCKET, Snapshot, Warehouse, log_of, newest, whole
+from ecomspark.tables.warehouse import BUCKET, Snapshot, Warehouse, exists, log_of, newest, whole
 
 WRITE = "spark.databricks.delta.write"
 _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
@@ -88,13 +88,20 @@ def signed(author: Author, nonce: str) -> dict[str, str]:
 def turn(warehouse: Warehouse, table: Table, at: Snapshot, author: Author) -> dict[str, str]:
     """Options of a write that follows the version `at`. Without a lease the writer stands in the epoch of the last
     commit: for a table whose writers take none, the order of its versions alone."""
-    app = f"ecomspark {table.name}"
-    if table.name in author.leased:
-        epoch = author.epoch
-    else:
-        last = log_of(warehouse, table).transactions().get(app)
-        epoch = int(last.get()) // _EPOCH if last.isDefined() else 0
-    return {"txnAppId": app, "txnVersion": str(epoch * _EPOCH + at.version + 1)}
+    epoch = author.epoch if table.name in author.leased else epoch_of(warehouse, table)
+    return {"txnAppId": _app(table), "txnVersion": str(epoch * _EPOCH + at.version + 1)}
+
+
+def epoch_of(warehouse: Warehouse, table: Table) -> int:
+    """The epoch of a table's last commit that had a turn; 0 when there is none."""
+    if not exists(warehouse, table):
+        return 0
+    last = log_of(warehouse, table).transactions().get(_app(table))
+    return int(last.get()) // _EPOCH if last.isDefined() else 0
+
+
+def _app(table: Table) -> str:
+    return f"ecomspark {table.name}"
 
 
 def fence(warehouse: Warehouse, table: Table, author: Author) -> None:

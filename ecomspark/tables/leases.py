@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ecomspark.errors import NewerPublished
-from ecomspark.schemas import LEASES, Table
-from ecomspark.tables.commits import Author, committed, fence, info_of, turn, write
+from ecomspark.schemas import LEASES, TABLES, Table
+from ecomspark.tables.commits import Author, committed, epoch_of, fence, info_of, turn, write
 from ecomspark.tables.warehouse import Snapshot, Warehouse, create, ddl, exists, read, utc
 
 GIVEN_BACK = ""  # in the place of a nonce
@@ -65,7 +65,8 @@ def take(
     Whether they are free is for the caller to say. Raises NewerPublished when the leases moved since they were read:
     read them again.
     """
-    epoch = leases.epoch + 1
+    # Also above what the tables have seen: `leases` itself may have been lost.
+    epoch = 1 + max([leases.epoch, *(epoch_of(warehouse, TABLES[name]) for name in names)])
     until = datetime.now(UTC) + timedelta(seconds=seconds)
     mine = {name: Lease(name, epoch, author.job, author.run_id, nonce, until) for name in names}
     version = _write(warehouse, leases, {**leases.rows, **mine}, author)
@@ -102,16 +103,25 @@ def _changed(warehouse: Warehouse, nonce: str, author: Author, values: Mapping[s
 def fence_off(warehouse: Warehouse, tables: Sequence[Table], author: Author) -> None:
     """See that the former holder of leases that did not end well can no longer publish to their tables."""
     for table in tables:
-        if exists(warehouse, table):
-            fence(warehouse, table, author)
+        for left in reversed(range(_TRIES)):
+            try:
+                if exists(warehouse, table):
+                    fence(warehouse, table, author)
+                break
+            except NewerPublished:  # the former holder has just published once more
+                if not left:
+                    raise
 
 
 def _written(warehouse: Warehouse, at: Snapshot) -> list[Lease] | None:
     """The rows as the commit that wrote them has them in its metadata, too: read in 5 ms, where a Spark job takes half
     a second. None when a commit does not say them."""
     info = info_of(warehouse, LEASES, at.version)
-    said = json.loads(info.userMetadata().get()) if info is not None and info.userMetadata().isDefined() else {}
-    if _ROWS not in said:
+    try:
+        said = json.loads(info.userMetadata().get()) if info is not None and info.userMetadata().isDefined() else {}
+    except ValueError:
+        return None
+    if not isinstance(said, dict) or _ROWS not in said:
         return None
     return [Lease(**{**row, "expires_at": datetime.fromisoformat(row["expires_at"])}) for row in said[_ROWS]]
 

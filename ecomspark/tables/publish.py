@@ -1,5 +1,7 @@
 """How tables change: state by merging the rows that differ, memory and logs by appending."""
 
+import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -40,7 +42,7 @@ from ecomspark.tables.warehouse import (
 
 _CHANGE = "_change"
 _COUNT = "_count"
-_CONFLICT_TRIES = 5
+_CONFLICT_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def put(warehouse: Warehouse, table: Table, values: Mapping[str, Any], author: A
         except NewerPublished:
             if not left:
                 raise
+            time.sleep(random.uniform(0.1, 1.0))  # noqa: S311 - so that two who met do not meet again
 
 
 def append_memory(warehouse: Warehouse, table: Table, rows: DataFrame, author: Author) -> Commit:

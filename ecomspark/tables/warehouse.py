@@ -224,7 +224,8 @@ def buckets_of(warehouse: Warehouse, table: Table, rows: DataFrame) -> list[int]
     buckets = buckets_in(warehouse, table)
     if buckets < _FEW_BUCKETS:
         return None  # to find out which would cost more than reading them all
-    found = rows.select(bucket_of(F.col(rows.columns[0]), buckets).alias(BUCKET)).distinct().collect()
+    digest = F.col(rows.columns[0])
+    found = rows.where(digest.isNotNull()).select(bucket_of(digest, buckets).alias(BUCKET)).distinct().collect()
     return sorted(int(row[BUCKET]) for row in found) if len(found) < buckets else None
 
 

@@ -144,10 +144,13 @@ def executors(faults: Faults) -> None:
     folder, killed = faults.copy("stormy"), 0
     start, seen = time.monotonic(), 0
     child = faults.start(folder, "--master", "local-cluster[2,1,1024]")
-    batches = folder / "batches"
-    before = len(batches.read_text().splitlines())
+
+    def batches() -> int:
+        return sum(len(file.read_text().splitlines()) for file in folder.glob("batches-*"))
+
+    before = batches()
     while child.poll() is None:
-        done = len(batches.read_text().splitlines()) - before
+        done = batches() - before
         mine = _executors_of(child.pid)
         if mine and done > seen:
             seen = done

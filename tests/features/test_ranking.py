@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from ecomspark import metrics
-from ecomspark.features.ranking import Policy, Weights, expected_gain, kept_back, of_policy, ranked
+from ecomspark.features.ranking import Policy, Weights, expected_gain, incomplete, of_policy, ranked, scored_shares
 
 AS_OF = date(2011, 11, 1)
 POINTS = [(-2.0, 0.05), (0.0, 0.3), (2.0, 0.9)]
@@ -157,9 +157,14 @@ def test_a_query_is_kept_back_while_too_few_of_its_candidates_are_scored(spark: 
         {"query_id": b"passing"}, {"query_id": b"passing", "logit": None, "error_kind": "passing"},
         {"query_id": b"new"}, {"query_id": b"new"}, {"query_id": b"new", "logit": None},
     )  # fmt: skip
-    assert {bytes(r["query_id"]) for r in kept_back(frame, 1.0).collect()} == {b"passing", b"new"}
-    assert {bytes(r["query_id"]) for r in kept_back(frame, 0.6).collect()} == {b"passing"}
-    assert kept_back(frame, 0.0).isEmpty()
+    assert {bytes(r["query_id"]) for r in incomplete(scored_shares(frame), 1.0).where("is_kept_back").collect()} == {
+        b"passing",
+        b"new",
+    }
+    assert {bytes(r["query_id"]) for r in incomplete(scored_shares(frame), 0.6).where("is_kept_back").collect()} == {
+        b"passing"
+    }
+    assert incomplete(scored_shares(frame), 0.0).where("is_kept_back").isEmpty()
 
 
 def test_candidates_without_a_logit_are_not_ranked(spark: Any) -> None:

@@ -239,6 +239,7 @@ def test_work_goes_in_parts_and_a_death_loses_the_part_at_hand(world: World, mon
 
     evaluated = len(world.scorer.evaluated())
     monkeypatch.setattr(score_candidates.tables, "append_memory", dying)
+    monkeypatch.setattr(score_candidates.tables, "renew", lambda *_: False)
     with pytest.raises(Killed):
         world.score("parts", pairs_per_commit=2)
     monkeypatch.undo()
