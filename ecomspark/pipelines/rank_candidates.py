@@ -17,9 +17,10 @@ from pyspark.sql import functions as F
 from ecomspark import parts, tables
 from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ContractError, OnHold
-from ecomspark.features.changed import candidates_of_pairs, queries_of_items
+from ecomspark.features.changed import candidates_of_pairs, changed_fields, queries_of_items
 from ecomspark.features.ranking import Policy, aged, incomplete, of_policy, ranked, scored_shares
 from ecomspark.features.scores import PAIR, pair_texts, sources_of, standing
+from ecomspark.features.texts import ITEM_FIELDS
 from ecomspark.ledger import Watermark
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
 from ecomspark.parts import Part
@@ -115,7 +116,15 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
     current = planned_run(warehouse, JOB, reads=READS, covers=covers, as_of=as_of)
     counts = _counts(find(current, checkpoint, config)) if covers else {"reranked_queries": 0}
     digest = _digest(checkpoint, config).hex()
-    return Plan(JOB, current.as_of, digest, as_pins(current.inputs), counts, {})
+    return Plan(JOB, current.as_of, digest, as_pins(current.inputs), counts, _fields(current, config))
+
+
+def _fields(current: Run, config: Config) -> dict[str, int] | None:
+    """In how many items each field changed that a ranking is made of; None when that cannot be known."""
+    marks = [mark for name in current.covers if (mark := current.watermark(name))]
+    columns = tuple(dict.fromkeys((*_ITEM_FACTS, *ITEM_FIELDS)))
+    changed = None if config.full or not marks else current.changes(ITEMS, marks[0], columns)
+    return None if changed is None else changed_fields(changed, columns)
 
 
 def _checkpoint(config: Config) -> Checkpoint:
