@@ -67,7 +67,7 @@ def as_lines(plan: Plan) -> list[str]:
         for name, count in plan.counts.items()
     ]
     if plan.fields is None:
-        lines.append("  everything is compared (as asked, as the first time, or without a change feed), whatever changed")
+        lines.append("  everything is compared: as asked, as the first time, or without a change feed")
     elif plan.fields:
         lines.append("  caused by changes of items in: " + ", ".join(f"{f} {n:,}" for f, n in plan.fields.items()))
     if plan.estimate is not None:
