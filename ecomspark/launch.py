@@ -241,16 +241,20 @@ class _JsonLines(logging.Formatter):
 
 @contextmanager
 def _spark_says_to_file() -> Iterator[str]:
-    """While the JVM starts, file descriptor 2 is a file: the JVM keeps it, and our stderr stays ours."""
+    """While the JVM starts, file descriptors 1 and 2 are a file: the JVM keeps it, and our own streams stay ours.
+    (VACUUM says on stdout what it did, where the summary alone belongs.)"""
     file = tempfile.NamedTemporaryFile(prefix="ecomspark-spark-", suffix=".log", delete=False)  # noqa: SIM115
+    sys.stdout.flush()
     sys.stderr.flush()
-    ours = os.dup(2)
+    ours = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     try:
-        os.dup2(file.fileno(), 2)
+        for descriptor in ours:
+            os.dup2(file.fileno(), descriptor)
         yield file.name
     finally:
-        os.dup2(ours, 2)
-        os.close(ours)
+        for descriptor, kept in ours.items():
+            os.dup2(kept, descriptor)
+            os.close(kept)
         file.close()
 
 
