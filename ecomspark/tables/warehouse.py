@@ -166,7 +166,8 @@ def read_memory(
         return empty(warehouse, table)
     has_error = F.col("error").isNotNull() if "error" in table.column_names else F.lit(False)
     best_first = Window.partitionBy(*table.key).orderBy(has_error, "_committed", "_row")
-    rows = _of_buckets(whole(warehouse, table), buckets).select(
+    # By its number: of two reads of 'the newest' Spark takes the second from a cache that still holds the first.
+    rows = _of_buckets(whole(warehouse, table, newest(warehouse, table).version), buckets).select(
         *table.column_names,
         F.col("_metadata.row_commit_version").alias("_committed"),
         F.col("_metadata.row_id").alias("_row"),

@@ -1,5 +1,6 @@
 """Only what changed is scored and ranked: night after night in a world of few tables, with a scorer that leaves traces."""
 
+import shutil
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -203,7 +204,8 @@ def test_without_the_feed_the_rows_are_the_same(world: World, fault: str) -> Non
     if fault == "off":
         world.spark.sql(f"ALTER TABLE delta.`{path}` SET TBLPROPERTIES ('delta.enableChangeDataFeed' = 'false')")
     if fault == "recreated":
-        world.spark.sql(f"DROP TABLE delta.`{path}`")
+        shutil.rmtree(str(path))
+        world.spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
     world.publish(ITEMS)
     if fault == "vacuumed":
         assert path is not None
