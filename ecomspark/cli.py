@@ -85,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Behind `explain` they are words of a query without quotes, which argparse would repeat.
         what = "put quotes around the query" if asked.command == "explain" else " ".join(unknown)
         parser.error(f"unrecognized arguments: {what}")
+    if asked.command in ("run", "maintain"):
+        launch.check_arguments(parser, asked)
     if asked.command == "run":
         return launch.launch(pipeline(asked.job), asked)
     if asked.command == "plan":

@@ -83,7 +83,15 @@ def main(pipeline: Any, arguments: Sequence[str] | None = None) -> int:
     """The whole of a job's entry point: `sys.exit(main(score_candidates))`."""
     parser = argparse.ArgumentParser(prog=pipeline.JOB, description=(pipeline.__doc__ or "").splitlines()[0])
     add_arguments(parser)
-    return launch(pipeline, parser.parse_args(arguments))
+    asked = parser.parse_args(arguments)
+    check_arguments(parser, asked)
+    return launch(pipeline, asked)
+
+
+def check_arguments(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
+    """End with a sentence on usage when a run has no name: only a plan needs none."""
+    if asked.plan is not True and not asked.run_id:
+        parser.error("the following arguments are required: --run-id")
 
 
 def launch(pipeline: Any, asked: argparse.Namespace) -> int:
