@@ -237,7 +237,7 @@ def _touched(current: Run, checkpoint: Checkpoint, since: Watermark) -> _Touched
         return None
     is_mine = F.col("new.scorer_digest") == F.lit(checkpoint.scorer_digest)
     # What maintenance collected when nothing referred to it may be asked for again.
-    was_mine = F.col("new").isNull() & (F.col("old.scorer_digest") == F.lit(checkpoint.scorer_digest))
+    was_mine = F.col("new").isNull() & (F.col("scorer_digest") == F.lit(checkpoint.scorer_digest))
     passing = of_scores.where((is_mine & (F.col("new.error_kind") == "passing")) | was_mine)
     are_passing = not current.is_as_it_was(SCORES, since) and not passing.isEmpty()
     if not are_passing and all(current.is_as_it_was(table, since) for table in (CANDIDATES, QUERIES, ITEMS)):

@@ -25,7 +25,8 @@ def changes(
     changed and changed back is not among them. Persisted.
 
     (key columns, `old` and `new`: structs of `columns`, of a map its sorted entries; `old` is null for a key that came,
-    `new` for one that went.) In a log keys only come; in a memory table they go only when nothing refers to them.
+    `new` for one that went.) In a log keys only come. In a memory table they go when nothing refers to them; there one
+    that came and went is among them with both null, because who made it takes it for there.
 
     None when the feed cannot say it: the table was recreated or is not the one that was pinned, the feed was off, its
     files were vacuumed, the log is expired, the columns changed. Then the table as it is must be compared with what our
@@ -89,15 +90,16 @@ def net(table: Table, feed: DataFrame, columns: tuple[str, ...]) -> DataFrame:
     old = F.when(F.col("first.type").isin(*_GOES), F.col("first.values"))
     new = F.when(F.col("last.type").isin(*_STAYS), F.col("last.values"))
     both = ends.select(*table.key, old.alias("old"), new.alias("new"))
-    return both.where(_differ(columns))
+    return both.where(_differ(table, columns))
 
 
-def _differ(columns: tuple[str, ...]) -> Column:
+def _differ(table: Table, columns: tuple[str, ...]) -> Column:
     differ = F.col("old").isNull() != F.col("new").isNull()
     for name in columns:
         differ |= ~F.col(f"old.{name}").eqNullSafe(F.col(f"new.{name}"))
-    # A key that came and went between the two versions was never seen.
-    return differ & (F.col("old").isNotNull() | F.col("new").isNotNull())
+    # A key that came and went between the two versions was never seen; but who made a row of a memory table knows it.
+    is_seen = F.col("old").isNotNull() | F.col("new").isNotNull()
+    return differ | ~is_seen if table.kind == "memory" else differ & is_seen
 
 
 def _comparable(table: Table, name: str) -> Column:

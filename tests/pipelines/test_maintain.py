@@ -149,7 +149,7 @@ def test_another_scorers_scores_go_in_their_time_and_are_made_anew_when_asked_fo
         return score_candidates.run_with(copied.spark, config, run_id, other, Traced(str(tmp_path)), as_of)
 
     pairs = score("1", AS_OF).rows["scored"]
-    how = {"tables": ["scores"], "rollback_days": 0, "memory_retention_days": 10}
+    how = {"tables": ["scores"], "memory_retention_days": 10}
     is_other = F.col("scorer_digest") == F.lit(other.scorer_digest)
     assert copied.run("maintain", "1", as_of=days(10), **how).rows["scores_marked"] == 0, (
         "it was asked for ten days ago"
@@ -158,7 +158,9 @@ def test_another_scorers_scores_go_in_their_time_and_are_made_anew_when_asked_fo
     assert copied.run("maintain", "3", as_of=days(21), **how).rows["scores_collected"] == pairs
     assert copied.rows(SCORES).where(is_other).isEmpty()
     assert not copied.rows(SCORES).isEmpty(), "a ranking names the others"
-    assert score("2", days(22)).rows["scored"] == pairs
+    again = score("2", days(22))
+    assert again.rows["gone"] == 0, "it went by the change feed"
+    assert again.rows["to_score"] == again.rows["scored"] == pairs
 
 
 def test_a_table_that_a_run_may_publish_to_is_left_alone(copied: Shop) -> None:
