@@ -22,11 +22,13 @@ _LOOKED_AT = 200  # runs of a job; what the last of so many did not cover is com
 
 @dataclass(frozen=True)
 class Watermark:
-    """Up to where a run has brought something: what it read, at which versions, and the day that it took for today."""
+    """Up to where a run has brought something: what it read, at which versions, the day that it took for today, and the
+    versions at which it left what it published."""
 
     run_id: str
     inputs: Mapping[str, Snapshot]
     as_of: date | None
+    left: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Past:
         for row in self.over:
             if covered in (row["covers"] or {}):
                 is_alike = row["covers"][covered] == digest
-                return Watermark(row["run_id"], pinned(row), row["as_of"]) if is_alike else None
+                left = {name: at["after"] for name, at in row["published"].items()}
+                return Watermark(row["run_id"], pinned(row), row["as_of"], left) if is_alike else None
         return None
 
 

@@ -4,7 +4,6 @@ pinned, what it did is counted, timed, and shown while it lasts."""
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,10 +17,11 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from ecomspark import ledger, tables
 from ecomspark.config import LeaseSettings, is_name
 from ecomspark.errors import ConfigError, ContractError, LeaseTaken, NewerPublished
+from ecomspark.holding import Holding
 from ecomspark.ledger import OVER, Past, Watermark
 from ecomspark.models.costs import Costs
-from ecomspark.plans import Plan, read_pins
-from ecomspark.schemas import LEASES, RUNS, Table
+from ecomspark.plans import Plan, as_pins, read_pins
+from ecomspark.schemas import RUNS, Table
 from ecomspark.tables import Author, Commit, Snapshot, Source, Sourced, Warehouse, read_source
 from ecomspark.text import settings_digest
 
@@ -29,7 +29,6 @@ log = logging.getLogger("ecomspark")
 
 _PROGRESS_SECONDS = 5.0
 _SOURCE = "source"
-_LEASE_TRIES = 20
 # What Spark and Delta say when files or a log of a version are no more.
 _GONE = ("FILE_NOT_EXIST", "DELTA_FILE_NOT_FOUND", "DELTA_LOG_FILE_NOT_FOUND", "DELTA_VERSION", "DELTA_CANNOT_RECREATE",
          "DELTA_STATE_RECOVER", "DELTA_TIMESTAMP_EARLIER", "DELTA_CHANGE_DATA_FILE_NOT_FOUND")  # fmt: skip
@@ -100,10 +99,25 @@ class Run:
 
     def changes(self, table: Table, since: Watermark, columns: tuple[str, ...] = ()) -> DataFrame | None:
         """What changed in a table that the run reads since a watermark; see `tables.changes`."""
-        changed = tables.changes(self.warehouse, table, since.inputs.get(table.name), self.inputs[table.name], columns)
-        if changed is not None:
-            self.persisted.append(changed)
-        return changed
+        return self.between(table, since.inputs.get(table.name), self.inputs[table.name], columns)
+
+    def between(
+        self, table: Table, since: Snapshot | None, until: Snapshot | None, columns: tuple[str, ...] = ()
+    ) -> DataFrame | None:
+        """What changed in a table between two of its versions; see `tables.changes`."""
+        changed = tables.changes(self.warehouse, table, since, until, columns)
+        return changed and self.keep(changed)
+
+    def keep(self, rows: DataFrame) -> DataFrame:
+        """Persist a frame until the run ends, however it does: in a session that lives on, Spark would hand what a run
+        left behind to the next one that asks for the same."""
+        self.persisted.append(rows.persist())
+        return rows
+
+    def let_go(self) -> None:
+        """Let go of all that `keep` persisted."""
+        while self.persisted:
+            self.persisted.pop().unpersist()
 
     def count(self, **rows: int) -> None:
         """Add to the run's counts, by what was counted."""
@@ -226,29 +240,28 @@ def open_run(
     """
     if not is_name(run_id):
         raise ConfigError("run_id: expected letters, digits and _ . = - only, 128 at most")
-    asked, holding = leases or LeaseSettings(), _Holding(warehouse, publishes)
+    asked, holding = leases or LeaseSettings(), Holding(warehouse, publishes)
     past = holding.take(Author(job, run_id), target, settings_digest, as_of, asked)
-    earlier = past.mine
-    if earlier is not None and earlier["status"] in OVER:
+    if past.mine is not None and past.mine["status"] in OVER:
         log.info("%s: run %s is done already", job, run_id)
-        yield _replayed(warehouse, Author(job, run_id), earlier)
+        yield _replayed(warehouse, Author(job, run_id), past.mine)
         return
+    is_resumed = past.mine is not None and past.mine["status"] == "open"
+    is_pinned |= is_resumed or plan is not None
     try:
-        run, started, is_pinned = _open(
-            holding,
-            past,
-            job,
-            run_id,
-            reads,
-            covers or {},
-            source,
-            target,
-            is_ordered,
-            is_pinned,
-            settings_digest,
-            as_of,
-            plan,
-        )
+        pins, as_of = _pins(past, job, settings_digest, as_of, plan)
+        sourced = _sourced(warehouse, source, pins.get(_SOURCE) if pins else None) if source else None
+        inputs = _inputs(warehouse, reads, pins)
+        if as_of is None and not is_resumed:
+            as_of = _newest_date(warehouse, [table for table in reads if table not in publishes], inputs, sourced)
+        if is_ordered:
+            ledger.refuse_older(Author(job, run_id), as_of, inputs, past.mine if is_resumed else None, past)
+        if sourced:
+            inputs[_SOURCE] = sourced.snapshot
+        facts = {"inputs": as_pins(inputs), "covers": dict(covers or {})}
+        author = Author(job, run_id, holding.epoch, holding.names, facts)
+        run = Run(warehouse, author, as_of, False, inputs, sourced, target, past=past, covers=dict(covers or {}))
+        _write(run, "open", settings_digest, is_new=past.mine is None)
     except Exception:
         holding.give_back(Author(job, run_id))
         raise
@@ -259,7 +272,7 @@ def open_run(
             usurper = holding.usurper()
             found = _explained(error, usurper, is_pinned)
             if usurper is None or (usurper.job, usurper.run_id) != (job, run_id):
-                _close_failed(run, started, settings_digest, found)
+                _close_failed(run, settings_digest, found)
             if found is error:
                 raise
             raise found from None
@@ -269,147 +282,35 @@ def open_run(
                 tables.renew(warehouse, holding.nonce, run.author, 0)
             raise
         finally:
-            for frame in run.persisted:
-                frame.unpersist()
+            run.let_go()
     usurper = holding.usurper()
     if usurper is not None and (usurper.job, usurper.run_id) == (job, run_id):
         raise LeaseTaken(f"{job}: run {run_id} was started again elsewhere meanwhile; that one goes on")
-    _write(run, started, run.summary().status, settings_digest, ended=datetime.now(UTC))
+    _write(run, run.summary().status, settings_digest, ended=datetime.now(UTC))
 
 
-def _open(
-    holding: "_Holding",
-    past: Past,
-    job: str,
-    run_id: str,
-    reads: Sequence[Table],
-    covers: Mapping[str, str],
-    source: Source | None,
-    target: str | None,
-    is_ordered: bool,
-    is_pinned: bool,
-    settings_digest: bytes,
-    as_of: date | None,
-    plan: Path | None,
-) -> tuple[Run, datetime, bool]:
-    """Pin what a run reads and write its row: the run, when it started, and whether it reads versions of long ago."""
-    warehouse, earlier = holding.warehouse, past.mine
-    is_resumed = earlier is not None and earlier["status"] == "open"
-    pins = ledger.pinned(earlier) if earlier is not None and is_resumed else {}
-    if plan is not None and not is_resumed:
-        pins, as_of = read_pins(plan, job, settings_digest, as_of)
-    sourced = _sourced(warehouse, source, pins.get(_SOURCE)) if source else None
-    newest = {table.name: tables.snapshot(warehouse, table) for table in reads}
-    if is_resumed:
-        log.warning("%s: run %s was cut off; resuming with what it had pinned", job, run_id)
-    inputs = newest
-    if is_resumed or plan is not None:
-        inputs = {t.name: newest[t.name] if t.kind == "memory" else pins.get(t.name) for t in reads}
-    if earlier is not None and is_resumed:
-        as_of = earlier["as_of"]
-    else:
-        as_of = as_of or _newest_date(warehouse, [t for t in reads if t not in holding.publishes], inputs, sourced)
-    if is_ordered:
-        ledger.refuse_older(Author(job, run_id), as_of, inputs, earlier if is_resumed else None, past)
-    if sourced:
-        inputs[_SOURCE] = sourced.snapshot
-    versions = {name: [at.table_id, at.version] for name, at in inputs.items() if at}
-    author = Author(job, run_id, holding.epoch, holding.names, {"inputs": versions, "covers": dict(covers)})
-    run = Run(warehouse, author, as_of, False, inputs, sourced, target, past=past, covers=dict(covers))
-    started = datetime.now(UTC)
-    _write(run, started, "open", settings_digest, is_new=earlier is None)
-    return run, started, is_pinned or is_resumed or plan is not None
+def _pins(
+    past: Past, job: str, settings_digest: bytes, as_of: date | None, plan: Path | None
+) -> tuple[dict[str, Snapshot] | None, date | None]:
+    """The versions and the day that a run is bound to: those of its try that was cut off, else those of a plan; None:
+    to no versions."""
+    mine = past.mine
+    if mine is not None and mine["status"] == "open":
+        log.warning("%s: run %s was cut off; resuming with what it had pinned", job, mine["run_id"])
+        return ledger.pinned(mine), mine["as_of"]
+    return (None, as_of) if plan is None else read_pins(plan, job, settings_digest, as_of)
 
 
-class _Holding:
-    """The leases of a run under way."""
-
-    def __init__(self, warehouse: Warehouse, publishes: Sequence[Table]) -> None:
-        self.warehouse, self.publishes = warehouse, publishes
-        self.names = tuple(table.name for table in publishes)
-        self.nonce, self.epoch = uuid.uuid4().hex, 0
-        self.at: Snapshot | None = None
-
-    def take(
-        self, author: Author, target: str | None, settings_digest: bytes, as_of: date | None, asked: LeaseSettings
-    ) -> Past:
-        """What `runs` says, once the leases are ours; for a run that is over no lease is taken."""
-        give_up = time.monotonic() + asked.wait_seconds
-        tries = 0
-        while True:
-            leases = tables.read_leases(self.warehouse) if self.publishes else None
-            former = [leases.rows[name] for name in self.names if name in leases.rows] if leases else []
-            past = ledger.look(self.warehouse, author, target, former)
-            if past.mine is not None and past.mine["status"] not in ("failed", "planned"):
-                ledger.refuse_changed(author, past.mine, settings_digest, as_of)
-                if past.mine["status"] in OVER:
-                    return past
-            if leases is None:
-                return past
-            try:
-                ledger.refuse_taken(author, former, past)
-                self.epoch, self.at = tables.take(self.warehouse, leases, self.names, author, self.nonce, asked.seconds)
-                break
-            except LeaseTaken as taken:
-                if time.monotonic() >= give_up:
-                    raise
-                log.info("%s: waiting: %s", author.job, taken)
-                time.sleep(min(_PROGRESS_SECONDS, max(0.0, give_up - time.monotonic())))
-            except NewerPublished:  # somebody took another lease at the same moment
-                tries += 1
-                if tries == _LEASE_TRIES:
-                    raise
-        asleep = {lease.table_name for lease in former if ledger.ended_badly(lease, past)}
-        if asleep:
-            log.warning("%s: taking over from a run that did not end: %s", author.job, ", ".join(sorted(asleep)))
-            holder = Author(author.job, author.run_id, self.epoch, self.names)
-            try:
-                tables.fence_off(self.warehouse, [table for table in self.publishes if table.name in asleep], holder)
-            except Exception:
-                self.give_back(author)
-                raise
-        return past
-
-    @contextmanager
-    def kept(self, author: Author, seconds: float) -> Iterator[None]:
-        """Renew the leases while the block lasts, in a session and a scheduler pool of their own."""
-        ended = threading.Event()
-        beat = threading.Thread(target=self._beat, args=(author, seconds, ended), daemon=True)
-        if self.publishes:
-            beat.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            if self.publishes:
-                beat.join()
-
-    def _beat(self, author: Author, seconds: float, ended: threading.Event) -> None:
-        session = None
-        while not ended.wait(seconds / 3):
-            try:
-                if session is None:
-                    session = self.warehouse.spark.newSession()
-                    # Beside a stage of thousands of tasks, first come first served would let this wait for its end.
-                    session.sparkContext.setLocalProperty("spark.scheduler.pool", "leases")
-                mine = Warehouse(session, self.warehouse.location, self.warehouse.buckets)
-                if not tables.renew(mine, self.nonce, author, seconds):
-                    log.warning("%s: the lease was taken over; nothing more will be published", author.job)
-                    return
-            except Exception as error:  # the next beat may do better; what is published is safe without any
-                log.warning("%s: the lease could not be renewed (%s)", author.job, type(error).__name__)
-
-    def give_back(self, author: Author) -> None:
-        """Let go of the leases of a run that was never opened."""
-        if self.at is not None:
-            tables.give_back(self.warehouse, self.nonce, author)
-
-    def usurper(self) -> tables.Lease | None:
-        """The lease of ours that another has now."""
-        if not self.publishes or tables.snapshot(self.warehouse, LEASES) == self.at:
-            return None
-        rows = tables.read_leases(self.warehouse).rows
-        return next((rows[name] for name in self.names if rows[name].nonce != self.nonce), None)
+def _inputs(
+    warehouse: Warehouse, reads: Sequence[Table], pins: Mapping[str, Snapshot] | None
+) -> dict[str, Snapshot | None]:
+    """What a run reads, at which versions; memory tables always at their newest."""
+    return {
+        table.name: tables.snapshot(warehouse, table)
+        if pins is None or table.kind == "memory"
+        else pins.get(table.name)
+        for table in reads
+    }
 
 
 def _explained(error: Exception, usurper: tables.Lease | None, is_pinned: bool) -> Exception:
@@ -428,16 +329,26 @@ def _explained(error: Exception, usurper: tables.Lease | None, is_pinned: bool) 
     return error
 
 
+@contextmanager
 def planned_run(
-    warehouse: Warehouse, job: str, *, reads: Sequence[Table], covers: Mapping[str, str], as_of: date | None
-) -> Run:
+    warehouse: Warehouse,
+    job: str,
+    *,
+    reads: Sequence[Table],
+    publishes: Sequence[Table],
+    covers: Mapping[str, str],
+    as_of: date | None,
+) -> Iterator[Run]:
     """What a run would find if it was opened now; it takes no lease, writes no row, and may not publish."""
-    author = Author(job, "plan")
-    inputs = {table.name: tables.snapshot(warehouse, table) for table in reads}
-    as_of = as_of or _newest_date(warehouse, reads, inputs, None)
+    author, inputs = Author(job, "plan"), _inputs(warehouse, reads, None)
+    as_of = as_of or _newest_date(warehouse, [table for table in reads if table not in publishes], inputs, None)
     past = ledger.look(warehouse, author, None)
     ledger.refuse_older(author, as_of, inputs, None, past)
-    return Run(warehouse, author, as_of, False, inputs, past=past, covers=dict(covers))
+    run = Run(warehouse, author, as_of, False, inputs, past=past, covers=dict(covers))
+    try:
+        yield run
+    finally:
+        run.let_go()
 
 
 def keep_plan(warehouse: Warehouse, plan: Plan) -> None:
@@ -445,7 +356,7 @@ def keep_plan(warehouse: Warehouse, plan: Plan) -> None:
     inputs = {name: Snapshot(str(at["table_id"]), int(at["version"])) for name, at in plan.inputs.items()}
     author = Author(plan.job, f"plan-{settings_digest(plan.as_json()).hex()}")
     run = Run(warehouse, author, plan.as_of, False, dict(inputs))
-    _write(run, datetime.now(UTC), "planned", bytes.fromhex(plan.settings_digest))
+    _write(run, "planned", bytes.fromhex(plan.settings_digest))
 
 
 def _sourced(warehouse: Warehouse, source: Source, pinned: Snapshot | None) -> Sourced:
@@ -485,7 +396,6 @@ def _replayed(warehouse: Warehouse, author: Author, earlier: Row) -> Run:
 
 def _write(
     run: Run,
-    started: datetime,
     status: str,
     settings_digest: bytes,
     *,
@@ -499,7 +409,7 @@ def _write(
         "target": run.target,
         "status": status,
         "as_of": run.as_of,
-        "started_at": started,
+        "started_at": run.started_at,
         "ended_at": ended,
         "settings_digest": settings_digest,
         "inputs": {name: (at.table_id, at.version) for name, at in run.inputs.items() if at},
@@ -513,9 +423,9 @@ def _write(
     tables.put(run.warehouse, RUNS, row, run.author, is_new)
 
 
-def _close_failed(run: Run, started: datetime, settings_digest: bytes, error: Exception) -> None:
+def _close_failed(run: Run, settings_digest: bytes, error: Exception) -> None:
     try:
-        _write(run, started, "failed", settings_digest, ended=datetime.now(UTC), error=type(error).__name__)
+        _write(run, "failed", settings_digest, ended=datetime.now(UTC), error=type(error).__name__)
     except Exception as second:  # the first error is the one to report
         log.warning("%s: the run's row could not be closed (%s)", run.author.job, type(second).__name__)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from ecomspark.resources import gpu_of_task
 class Traced:
     """A scorer whose logit is a function of the texts alone. Writes a line a load and a line a batch under `folder`.
 
-    `once`: what to do the first time a batch holds `trigger`: raise, die (SIGKILL), or nothing. `poison`: a passage
+    `once`: what to do the first time a batch holds `trigger`: raise, die (SIGKILL), segfault, exit, hang, or nothing. `poison`: a passage
     that always fails, with `poison_error`. `shift`: what its logits are above those of others.
     """
 
@@ -82,6 +83,8 @@ class TracedScorer:
                 os.kill(os.getpid(), signal.SIGSEGV)
             if self.of.once == "exit":
                 os._exit(3)
+            if self.of.once == "hang":
+                time.sleep(3600)
         if self.of.poison and self.of.poison in passages:
             raise {"ValueError": ValueError, "OSError": OSError}[self.of.poison_error](f"canary {self.of.poison}")
         _note(self.of.folder, "batches", "\x1f".join(passages))

@@ -5,7 +5,7 @@ What changed is what `tables.changes` says: (key, old, new), old null for what c
 
 from collections.abc import Sequence
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ecomspark.features.scores import PAIR, pair_texts
@@ -71,16 +71,9 @@ def candidates_of_pairs(
     return read.join(pairs.select(*PAIR).distinct(), on=PAIR, how="left_semi").select("query_id", "item_id")
 
 
-def differing(columns: Sequence[str]) -> Column:
-    """Whether one of some columns differs between `old` and `new`; also for what came or went."""
-    differ = F.col("old").isNull() | F.col("new").isNull()
-    for name in columns:
-        differ |= ~F.col(f"old.{name}").eqNullSafe(F.col(f"new.{name}"))
-    return differ
-
-
 def changed_fields(changed: DataFrame, columns: Sequence[str]) -> dict[str, int]:
     """In how many rows that were there before and after each column differs; those in which it never does left out."""
     stayed = changed.where("old IS NOT NULL AND new IS NOT NULL")
-    counts = stayed.agg(*(F.count_if(differing([name])).alias(name) for name in columns)).collect()[0].asDict()
-    return {name: int(count) for name, count in counts.items() if count}
+    differ = {name: ~F.col(f"old.{name}").eqNullSafe(F.col(f"new.{name}")) for name in columns}
+    counts = stayed.agg(*(F.count_if(is_other).alias(name) for name, is_other in differ.items())).collect()[0]
+    return {name: int(counts[name]) for name in columns if counts[name]}

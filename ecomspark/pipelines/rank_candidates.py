@@ -27,7 +27,7 @@ from ecomspark.parts import Part
 from ecomspark.plans import Plan, as_pins
 from ecomspark.runs import Run, Summary, open_run, planned_run
 from ecomspark.schemas import CANDIDATES, HOLDS, ITEMS, KEPT_BACK, QUERIES, RANKINGS, SCORES, TEXTS
-from ecomspark.tables import Warehouse
+from ecomspark.tables import Snapshot, Warehouse
 from ecomspark.text import settings_digest
 
 log = logging.getLogger("ecomspark")
@@ -98,11 +98,10 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
                 raise _on_hold(held)
             with current.stage("changes"):
                 touched = find(current, checkpoint, config)
-                touched = touched and touched.persist()
+                touched = touched and current.keep(touched)
                 current.count(**_counts(touched))
             if touched is not None and current.rows["reranked_queries"]:
                 _rank(current, touched, checkpoint, config)
-                touched.unpersist()
             if held:
                 raise _on_hold(held)  # the run is not over: started again after the release, it does what was left
     return current.summary()
@@ -113,10 +112,10 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
     checkpoint = _checkpoint(config)
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     covers = _covers(checkpoint, config, _held(warehouse, config))
-    current = planned_run(warehouse, JOB, reads=READS, covers=covers, as_of=as_of)
-    counts = _counts(find(current, checkpoint, config)) if covers else {"reranked_queries": 0}
-    digest = _digest(checkpoint, config).hex()
-    return Plan(JOB, current.as_of, digest, as_pins(current.inputs), counts, _fields(current, config))
+    with planned_run(warehouse, JOB, reads=READS, publishes=PUBLISHES, covers=covers, as_of=as_of) as current:
+        counts = _counts(find(current, checkpoint, config)) if covers else {"reranked_queries": 0}
+        digest = _digest(checkpoint, config).hex()
+        return Plan(JOB, current.as_of, digest, as_pins(current.inputs), counts, _fields(current, config))
 
 
 def _fields(current: Run, config: Config) -> dict[str, int] | None:
@@ -170,7 +169,11 @@ def find(current: Run, checkpoint: Checkpoint, config: Config) -> DataFrame | No
         if by_run not in found:
             changed = _changed(current, checkpoint, since) if since else None
             found[by_run] = [_every_query(current)] if changed is None else changed
-        mine = list(found[by_run])
+        # What is of one variant alone says so; all else is of every variant that this run brought up to date.
+        mine = [
+            of if "variant" not in of.columns else of.where(F.col("variant") == variant).drop("variant")
+            for of in found[by_run]
+        ]
         if since is not None and since.as_of and current.as_of and since.as_of < current.as_of:
             crossed = aged(current.read(ITEMS), config.variants[variant], since.as_of, current.as_of)
             mine.append(_because("freshness", queries_of_items(current.read(CANDIDATES), crossed)))
@@ -187,9 +190,15 @@ def _because(reason: str, of: DataFrame, *more: str) -> DataFrame:
 
 
 def _changed(current: Run, checkpoint: Checkpoint, since: Watermark) -> list[DataFrame] | None:
-    """(query_id, reason) of the queries that something changed for since a run; None when that cannot be known."""
+    """(query_id, reason, and variant where it is of one alone) of the queries that something changed for since a run;
+    None when that cannot be known."""
     of_rankings, now = since.inputs.get(RANKINGS.name), current.inputs[RANKINGS.name]
     if of_rankings is None or now is None or of_rankings.table_id != now.table_id:
+        return None
+    left = Snapshot(now.table_id, since.left.get(RANKINGS.name, of_rankings.version))
+    # What a run published that died and was never resumed stands there, whatever has changed back since.
+    strays = None if left == now else current.between(RANKINGS, left, now, ("changed_by",))
+    if left != now and strays is None:
         return None
     facts = (*_ITEM_FACTS, "source_digest")
     columns = {CANDIDATES: ("sources",), ITEMS: facts, QUERIES: ("text_source_digest",), SCORES: ("scorer_digest",)}
@@ -198,6 +207,8 @@ def _changed(current: Run, checkpoint: Checkpoint, since: Watermark) -> list[Dat
     if any(rows is None for rows in changed.values()):
         return None
     candidates, rows = current.read(CANDIDATES), []
+    if strays is not None:
+        rows.append(_because(RANKINGS.name, strays, "variant"))
     for name, of_table in changed.items():
         if of_table is None:
             raise AssertionError("looked at above")
@@ -262,7 +273,7 @@ def _rank(current: Run, touched: DataFrame, checkpoint: Checkpoint, config: Conf
         of_candidates = tables.buckets_of(current.warehouse, CANDIDATES, queries) if buckets else None
         mine = tables.read(current.warehouse, CANDIDATES, current.inputs[CANDIDATES.name], of_candidates)
         mine = mine.join(queries, on="query_id", how="left_semi")
-        candidates = _scored(current, mine, checkpoint, buckets is not None).select("*", place).persist()
+        candidates = current.keep(_scored(current, mine, checkpoint, buckets is not None).select("*", place))
         _check(current, candidates, config.max_failed_share)
     with current.stage("rank"):
         work = _Work(touched.select("variant", "query_id", place).distinct(), candidates, buckets)
@@ -272,7 +283,6 @@ def _rank(current: Run, touched: DataFrame, checkpoint: Checkpoint, config: Conf
             log.info("%s: %s", JOB, said)
             if current.covers:
                 _publish(current, work.of(part), checkpoint, config, as_of)
-    candidates.unpersist()
 
 
 def _parts(current: Run, work: _Work, most: int) -> Iterator[tuple[Part, str]]:
@@ -379,7 +389,6 @@ def _publish(current: Run, work: _Work, checkpoint: Checkpoint, config: Config, 
     current.commit(tables.publish(current.warehouse, change, current.author))
     before = tables.snapshot(current.warehouse, KEPT_BACK)
     if counts["all"] or (before is not None and before.version):
-        look_again = reduce(DataFrame.unionByName, watched)
         of_kept = tables.compare(
             current.warehouse, KEPT_BACK, look_again, current.author, scope=in_scope, within=touched
         )

@@ -122,7 +122,6 @@ def run_with(
             if work.to_score:
                 with current.stage("score"):
                     _score(current, work.needed, checkpoint, scorer, config)
-            work.needed.unpersist()
     return current.summary()
 
 
@@ -130,26 +129,26 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
     """What `run` would do now, by the same search; no model is loaded."""
     checkpoint = _checkpoint(config)
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
-    current = planned_run(warehouse, JOB, reads=READS, covers=_covers(checkpoint, config), as_of=as_of)
-    work = find(current, checkpoint, config)
-    size, queries = 0, 0
-    if work.to_score:
-        texts = tables.read_memory(warehouse, TEXTS)
-        read = with_texts(work.needed, texts, checkpoint.card.recipe.digest)
-        text_bytes = F.sum(F.octet_length("query_text") + F.octet_length("passage_text")).alias("bytes")
-        row = read.agg(text_bytes, F.count_distinct("query_digest").alias("queries")).collect()[0]
-        size, queries = int(row["bytes"]), int(row["queries"])
-    work.needed.unpersist()
-    is_known = work.counts["gone"] is not None
-    return Plan(
-        job=JOB,
-        as_of=current.as_of,
-        settings_digest=config.deciding_digest(checkpoint.scorer_digest.hex()).hex(),
-        inputs=as_pins(current.inputs),
-        counts={**work.counts, "queries_to_score_for": queries},
-        fields=changed_fields(work.of_items, ITEM_FIELDS) if work.of_items else {} if is_known else None,
-        estimate=Estimate.of(current.past.over, work.to_score, size),
-    )
+    covers = _covers(checkpoint, config)
+    with planned_run(warehouse, JOB, reads=READS, publishes=PUBLISHES, covers=covers, as_of=as_of) as current:
+        work = find(current, checkpoint, config)
+        size, queries = 0, 0
+        if work.to_score:
+            texts = tables.read_memory(warehouse, TEXTS)
+            read = with_texts(work.needed, texts, checkpoint.card.recipe.digest)
+            text_bytes = F.sum(F.octet_length("query_text") + F.octet_length("passage_text")).alias("bytes")
+            row = read.agg(text_bytes, F.count_distinct("query_digest").alias("queries")).collect()[0]
+            size, queries = int(row["bytes"]), int(row["queries"])
+        is_known = work.counts["gone"] is not None
+        return Plan(
+            job=JOB,
+            as_of=current.as_of,
+            settings_digest=config.deciding_digest(checkpoint.scorer_digest.hex()).hex(),
+            inputs=as_pins(current.inputs),
+            counts={**work.counts, "queries_to_score_for": queries},
+            fields=changed_fields(work.of_items, ITEM_FIELDS) if work.of_items else {} if is_known else None,
+            estimate=Estimate.of(current.past.over, work.to_score, size),
+        )
 
 
 def _checkpoint(config: Config) -> Checkpoint:
@@ -186,7 +185,7 @@ def find(current: Run, checkpoint: Checkpoint, config: Config) -> Work:
         return _nothing(current, since)
     is_part = touched is not None
     looked_at = touched.pairs if touched is not None and touched.pairs is not None else _all_candidates(current)
-    pairs = _with_digests(current, looked_at, checkpoint, is_part).persist()
+    pairs = current.keep(_with_digests(current, looked_at, checkpoint, is_part))
     looked_at_count = _check_texts(pairs, checkpoint)
     wanted = pairs.select(*PAIR).distinct()
     buckets = tables.buckets_of(current.warehouse, SCORES, pairs.select("query_digest")) if is_part else None
@@ -195,9 +194,8 @@ def find(current: Run, checkpoint: Checkpoint, config: Config) -> Work:
     needs = lacking(pairs, standing(scores, checkpoint.scorer_digest), config.max_tries)
     marked = needs.join(by_others.select(*PAIR, F.lit(True).alias("_other")).distinct(), on=PAIR, how="left")
     cause = F.when(F.col("attempt") > 1, RETRIED).when(F.col("_other"), SCORER).otherwise(F.col("cause"))
-    needed = distinct_pairs(marked.withColumn("cause", cause), _CAUSES).persist()
+    needed = current.keep(distinct_pairs(marked.withColumn("cause", cause), _CAUSES))
     found = needed.groupBy("cause").agg(F.count("*").alias("pairs"), F.sum("candidates").alias("candidates")).collect()
-    pairs.unpersist()
     by_cause = {row["cause"]: int(row["pairs"]) for row in found}
     to_score = sum(by_cause.values())
     # Of all candidates, those whose pair has its score are unchanged; of the touched ones they are twins.
@@ -238,9 +236,9 @@ def _touched(current: Run, checkpoint: Checkpoint, since: Watermark) -> _Touched
     is_mine = F.col("new.scorer_digest") == F.lit(checkpoint.scorer_digest)
     # What maintenance collected when nothing referred to it may be asked for again.
     was_mine = F.col("new").isNull() & (F.col("scorer_digest") == F.lit(checkpoint.scorer_digest))
-    passing = of_scores.where((is_mine & (F.col("new.error_kind") == "passing")) | was_mine)
-    are_passing = not current.is_as_it_was(SCORES, since) and not passing.isEmpty()
-    if not are_passing and all(current.is_as_it_was(table, since) for table in (CANDIDATES, QUERIES, ITEMS)):
+    again = of_scores.where((is_mine & (F.col("new.error_kind") == "passing")) | was_mine)
+    is_any = not current.is_as_it_was(SCORES, since) and not again.isEmpty()
+    if not is_any and all(current.is_as_it_was(table, since) for table in (CANDIDATES, QUERIES, ITEMS)):
         return _Touched(None, 0, None)
     of_candidates = current.changes(CANDIDATES, since)
     of_items = current.changes(ITEMS, since, ("source_digest", *ITEM_FIELDS))
@@ -250,11 +248,11 @@ def _touched(current: Run, checkpoint: Checkpoint, since: Watermark) -> _Touched
     candidates, queries, items = current.read(CANDIDATES), current.read(QUERIES), current.read(ITEMS)
     of_texts = of_items.where(~F.col("old.source_digest").eqNullSafe(F.col("new.source_digest")))
     touched = touched_candidates(candidates, of_candidates, of_texts, of_queries)
-    if are_passing:
+    if is_any:
         texts = tables.read_memory(current.warehouse, TEXTS)
-        again = candidates_of_pairs(passing, candidates, queries, items, texts, checkpoint.card.recipe.digest)
-        more = again.join(touched, on=["query_id", "item_id"], how="left_anti")
-        touched = touched.unionByName(more.withColumn("cause", F.lit(RETRIED)))
+        of_pairs = candidates_of_pairs(again, candidates, queries, items, texts, checkpoint.card.recipe.digest)
+        more = of_pairs.join(touched, on=["query_id", "item_id"], how="left_anti")
+        touched = touched.unionByName(more.withColumn("cause", F.lit(NEW)))  # of one that was tried: see `find`
     gone = gone_candidates(candidates, of_candidates, of_texts, of_queries).count()
     return _Touched(touched, gone, of_texts)
 
@@ -274,8 +272,7 @@ def _with_digests(current: Run, candidates: DataFrame, checkpoint: Checkpoint, i
     sources = sources_of(candidates, queries, items) if is_part else None
     buckets = None if sources is None else tables.buckets_of(current.warehouse, TEXTS, sources)
     texts = tables.read_memory(current.warehouse, TEXTS, sources, buckets)
-    pairs = pair_texts(candidates, queries, items, texts, recipe.digest).drop("query_text", "passage_text")
-    return pairs
+    return pair_texts(candidates, queries, items, texts, recipe.digest).drop("query_text", "passage_text")
 
 
 def _check_texts(pairs: DataFrame, checkpoint: Checkpoint) -> int:
@@ -296,7 +293,7 @@ def _score(current: Run, needed: DataFrame, checkpoint: Checkpoint, scorer: Desc
     """Score the pairs part by part, each landed before the next is begun: a death loses the part at hand."""
     warehouse, spark = current.warehouse, current.warehouse.spark
     tables.create(warehouse, SCORES)
-    placed = needed.withColumn("place", tables.place_of(warehouse, SCORES, F.col("query_digest"))).persist()
+    placed = current.keep(needed.withColumn("place", tables.place_of(warehouse, SCORES, F.col("query_digest"))))
     counts = [(row["place"], int(row["count"])) for row in placed.groupBy("place").count().collect()]
     profile = profile_of(spark, config.resources)
     for part, said in parts.told(parts.cut(counts, config.pairs_per_commit), "pairs"):
@@ -315,7 +312,6 @@ def _score(current: Run, needed: DataFrame, checkpoint: Checkpoint, scorer: Desc
         current.commit(tables.append_memory(warehouse, SCORES, rows, current.author))
         current.spent("score", costs.value, time.monotonic() - start)
         _check(current, mine, checkpoint.scorer_digest, config.max_failed_share)
-    placed.unpersist()
 
 
 def _check(current: Run, tried: DataFrame, scorer_digest: bytes, max_failed_share: float) -> None:

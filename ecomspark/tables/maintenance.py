@@ -5,6 +5,7 @@ the log's list of removed ones, so by clocks; and a file that the log no longer 
 needs it. So removals are listed for longer than any version is kept, and where they were not, nothing is deleted.
 """
 
+import math
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -97,10 +98,11 @@ def vacuum(warehouse: Warehouse, table: Table, since: datetime, author: Author) 
     """Delete the files that no version later than `since` needs, and those that no version has; how many.
 
     Nothing is written to the log where there is none to delete; empty folders go with the next files. Delta's own
-    refusal of short times is put aside: what must be kept is known here.
+    refusal of short times is put aside: what must be kept is known here. It goes by whole hours, and would round a
+    part of one down: files live up to an hour longer than asked for.
     """
-    hours = (datetime.now(UTC) - since).total_seconds() / 3600
-    statement = f"VACUUM {warehouse.name(table)} RETAIN {hours:.6f} HOURS"
+    hours = math.ceil((datetime.now(UTC) - since) / timedelta(hours=1))
+    statement = f"VACUUM {warehouse.name(table)} RETAIN {hours} HOURS"
     with session_settings(warehouse, {_SAFETY: "false", **signed(author, uuid.uuid4().hex)}):
         found = warehouse.spark.sql(f"{statement} DRY RUN").where(F.col("path").rlike(_IS_FILE)).count()
         if found:

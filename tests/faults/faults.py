@@ -29,13 +29,20 @@ os.environ["PYSPARK_PYTHON"] = sys.executable
 
 import night  # noqa: E402
 import worlds  # noqa: E402
-from world import Item, World  # noqa: E402
+from history import random_histories  # noqa: E402
+from replayed import Played, play  # noqa: E402
+from scans import Watch  # noqa: E402
+from shop import Shop  # noqa: E402
+from slow import Slow  # noqa: E402
+from world import Item, World, query_id  # noqa: E402
 
-from ecomspark import tables  # noqa: E402
+from ecomspark import tables, text  # noqa: E402
 from ecomspark.errors import EcomsparkError, LeaseTaken  # noqa: E402
-from ecomspark.schemas import ITEMS, RANKINGS, SCORES  # noqa: E402
+from ecomspark.schemas import CANDIDATES, ITEMS, QUERIES, RANKINGS, SCORES, Table  # noqa: E402
 
 _NIGHT = ROOT / "tests" / "faults" / "night.py"
+_BUCKETS = 64
+_SEED = 20261125
 
 
 class Faults:
@@ -49,6 +56,7 @@ class Faults:
         self.spark = SparkSession.builder.appName("faults").getOrCreate()
         self.folder, self.out, self.rounds = folder, out, rounds
         self.figures: list[dict[str, Any]] = []
+        self.undisturbed: dict[str, Any] | None = None
 
     def say(self, figure: str, value: Any, must: str = "", holds: bool | None = None) -> None:
         self.figures.append({"figure": figure, "value": value, "must": must, "holds": holds})
@@ -71,15 +79,11 @@ class Faults:
     def look(self, folder: Path) -> dict[str, Any]:
         """What the tables of a world hold, and how they came to it since the first night."""
         world = worlds.second_night(self.spark, folder)
-        self.spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()  # type: ignore[union-attr]
+        self.forget()
         keys = ("variant", "query_id", "item_id")
         ranked = world.rows(RANKINGS).drop("changed_by").collect()
         scored = world.rows(SCORES).collect()
         raw = self.spark.read.format("delta").load(str(world.warehouse.path(SCORES))).count()
-        first = self.spark.read.format("delta").load(
-            str(worlds.second_night(self.spark, self.base()).warehouse.path(RANKINGS))
-        )
-        before = first.count()
         moved = Counter(
             tuple(row[key] for key in keys)
             for row in world.feed(RANKINGS, self.first_version())
@@ -91,8 +95,20 @@ class Faults:
             "doubled": raw - len(scored),
             "moved_twice": sum(count > 1 for count in moved.values()),
             "moved": len(moved),
-            "before": before,
         }
+
+    def expected(self) -> dict[str, Any]:
+        """What the tables hold after a second night that nothing disturbed."""
+        if self.undisturbed is None:
+            folder = self.copy("undisturbed")
+            assert self.start(folder).wait() == 0
+            self.undisturbed = self.look(folder)
+            assert self.undisturbed["moved"] > 0
+        return self.undisturbed
+
+    def forget(self) -> None:
+        """Let go of the logs of tables that are done with: Delta keeps each for an hour."""
+        self.spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()  # type: ignore[union-attr]
 
     def first_version(self) -> int:
         at = tables.snapshot(worlds.second_night(self.spark, self.base()).warehouse, RANKINGS)
@@ -107,10 +123,7 @@ class Faults:
 
 def driver(faults: Faults) -> None:
     """R8: the driver is killed at each of ten points, and the same run is started again."""
-    undisturbed = faults.copy("undisturbed")
-    assert faults.start(undisturbed).wait() == 0
-    expected = faults.look(undisturbed)
-    assert expected["moved"] > 0
+    expected = faults.expected()
     equal, tried = 0, 0
     for point in night.POINTS:
         for number in range(faults.rounds):
@@ -134,9 +147,7 @@ def driver(faults: Faults) -> None:
 
 def executors(faults: Faults) -> None:
     """R4: executors are killed, each time after some more batches have been scored."""
-    undisturbed = faults.copy("undisturbed")
-    assert faults.start(undisturbed).wait() == 0
-    expected = faults.look(undisturbed)
+    expected = faults.expected()
     start = time.monotonic()
     calm = faults.copy("calm")
     assert faults.start(calm, "--master", "local-cluster[2,1,1024]").wait() == 0
@@ -166,6 +177,45 @@ def executors(faults: Faults) -> None:
         holds,
     )
     faults.say("slowdown by it", round((time.monotonic() - start) / whole, 2))
+
+
+def workers(faults: Faults) -> None:
+    """R5, R16: a worker hangs and is ended; slow tasks are started twice."""
+    cluster = ("--master", "local-cluster[2,1,1024]")
+    eager = ("spark.speculation=true", "spark.speculation.interval=50ms", "spark.speculation.multiplier=1.01",
+             "spark.speculation.quantile=0.1", "spark.speculation.minTaskRuntime=10ms")  # fmt: skip
+    asked = {
+        "a worker hangs and is ended": ("--once", "hang", "--conf", "spark.python.worker.idleTimeoutSeconds=30"),
+        "speculation on two executors": (*cluster, "--conf", *eager),
+    }
+    for figure, more in asked.items():
+        folder = faults.copy("workers")
+        status = faults.start(folder, *more).wait()
+        is_equal = status == 0 and faults.look(folder) == faults.expected()
+        faults.say(f"{figure}: tables equal to an undisturbed run's", is_equal, "= True", is_equal)
+
+
+def disk(faults: Faults) -> None:
+    """R15: the disk is full while a night runs. What it had published stays whole; with room again it goes on."""
+    expected, source, room = faults.expected(), faults.base(), faults.folder / "disk"
+    room.mkdir()
+    size = int(subprocess.run(["du", "-sk", str(source)], capture_output=True, text=True, check=True).stdout.split()[0])
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size + 64}k", "tmpfs", str(room)])
+    if mounted.returncode:
+        faults.say("disk full: not tried, only root may mount a small one", None)
+        return
+    try:
+        folder = room / "shop"
+        shutil.copytree(source, folder)
+        full = faults.start(folder).wait()
+        subprocess.run(["mount", "-o", "remount,size=1g", str(room)], check=True)
+        again = faults.start(folder).wait()
+        holds = full not in (0, -signal.SIGKILL) and again == 0 and faults.look(folder) == expected
+        faults.say(
+            "disk full, then room again: the run ended, and again: equal", f"ended {full}, {again}", "equal", holds
+        )
+    finally:
+        subprocess.run(["umount", str(room)], check=True)
 
 
 def _executors_of(ancestor: int) -> list[int]:
@@ -287,15 +337,13 @@ def _resident(pid: int) -> float:
 
 def share(faults: Faults) -> None:
     """One in a hundred titles changed, with a scorer that takes 5 ms a pair: the time against the whole and the least."""
-    from slow import Slow
-
     pairs = 50_000 if faults.rounds >= 3 else 2_000
     items, asked = pairs // 50, 50
     world = World(faults.spark, faults.folder / "share", buckets=16)
     world.items = {f"i{n}": Item(f"title {n}", 1.0 + n % 7) for n in range(items)}
     world.queries = {f"q{n}": f"query {n}" for n in range(asked)}
     world.publish()
-    slow, seconds = Slow(), {}
+    slow, seconds = Slow(0.005), {}
 
     def timed(name: str) -> Any:
         start = time.monotonic()
@@ -326,8 +374,77 @@ def share(faults: Faults) -> None:
     )
 
 
+def growth(faults: Faults) -> None:
+    """What it costs to bring a hundred changed pairs up to date as the tables grow: of one query, and of a hundred."""
+    for pairs in (10_000, 100_000, 1_000_000) if faults.rounds >= 3 else (10_000, 30_000):
+        count = pairs // 100
+        world = World(faults.spark, faults.folder / "growth", buckets=_BUCKETS)
+        world.items = {f"i{n}": Item(f"title {n}", 1.0 + n % 7) for n in range(count)}
+        world.queries = {f"q{n}": f"query {n}" for n in range(count)}
+        # Each query has a hundred items that stand together, so each item has a hundred queries.
+        world.pairs = {(f"q{n}", f"i{(n + k) % count}") for n in range(count) for k in range(100)}
+        world.publish()
+        world.score("whole", Slow(0.0))
+        world.rank("whole")
+        for run_id, what in (("query", "one query"), ("item", "a hundred queries")):
+            if run_id == "query":
+                world.queries["q7"] = "another query"
+            else:
+                world.edit("i7", title="another title")
+            world.publish(QUERIES if run_id == "query" else ITEMS)
+            for job in ("score", "rank"):
+                _cost(faults, world, job, run_id, f"100 pairs of {what} changed in {pairs:,}: {job}")
+        shutil.rmtree(world.folder)
+        faults.forget()
+
+
+def _cost(faults: Faults, world: World, job: str, run_id: str, figure: str) -> None:
+    """Run a job; say its time, the bytes that it read, and of each table the files of the widest reading, of all."""
+    bucketed = {table.name: table for table in (CANDIDATES, SCORES, RANKINGS)}
+    there = {name: _files(world, table) for name, table in bucketed.items()}
+    mine = {CANDIDATES.name: query_id("q7"), RANKINGS.name: query_id("q7"), SCORES.name: text.digest("another query")}
+    of_query = {name: _files(world, table, mine[name][0] % _BUCKETS) for name, table in bucketed.items()}
+    watch, start = Watch(faults.spark), time.monotonic()
+    summary = world.score(run_id, Slow(0.0)) if job == "score" else world.rank(run_id)
+    seconds = round(time.monotonic() - start, 1)
+    scans = watch.scans(world.folder / "warehouse")
+    read = {name: max((s.files for s in scans if s.table == name), default=0) for name in {s.table for s in scans}}
+    columns = {name: sorted({c for s in scans if s.table == name for c in s.columns}) for name in bucketed}
+    done = summary.rows["scored" if job == "score" else "reranked_queries"]
+    value = {"seconds": seconds, "bytes": watch.bytes_read(), "done": done, "files": read, "of": there}
+    if run_id == "query":
+        too_many = sorted(name for name in bucketed if read.get(name, 0) > of_query[name])
+        faults.say(figure, {**value, "of_query": of_query, "too_many": too_many}, "files of its buckets", not too_many)
+    else:
+        faults.say(figure, {**value, "columns": columns})
+
+
+def _files(world: World, table: Table, bucket: int | None = None) -> int:
+    rows = world.spark.read.format("delta").load(world.warehouse.path(table))
+    return len((rows if bucket is None else rows.where(f"bucket = {bucket}")).inputFiles())
+
+
+def histories(faults: Faults) -> None:
+    """Random histories of a shop of three items and two queries, played by the real jobs, against the plain model."""
+    folder = faults.folder / "histories"
+    folder.mkdir()
+    first_night = Played.opened(Shop(faults.spark, folder))
+    count, right = 30 if faults.rounds >= 3 else 2, 0
+    for number, history in enumerate(random_histories(count, _SEED)):
+        place = faults.folder / f"history{number}"
+        place.mkdir()
+        try:
+            play(first_night.copy(place), history)
+            right += 1
+        except Exception as error:  # the others may say more
+            print(f"history {number}: {history}: {type(error).__name__}: {error}", flush=True)
+        shutil.rmtree(place)
+        faults.forget()
+    faults.say(f"{count} random histories of at most 6 steps: as the model says", right, f"= {count}", right == count)
+
+
 FIGURES: dict[str, Callable[[Faults], None]] = {
-    f.__name__: f for f in (driver, executors, writers, answers, fifty, share)
+    f.__name__: f for f in (driver, executors, workers, disk, writers, answers, fifty, share, growth, histories)
 }
 
 

@@ -1,6 +1,8 @@
 """Maintenance end to end: fewer files, no row or version lost that somebody may still read, and what nobody names goes."""
 
 import importlib
+import os
+import re
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,22 @@ from ecomspark.schemas import RANKINGS, RUNS, SCORES, TABLES, TEXTS, UNREFERENCE
 from ecomspark.tables import Author, Snapshot
 
 
-@pytest.fixture(autouse=True)
-def one_clock(monkeypatch: Any) -> None:
-    """Files of tests are seconds old: without the margin between clocks they count as old at once."""
-    monkeypatch.setattr(maintain, "_MARGIN", timedelta(0))
+def age(shop: Shop, hours: int) -> None:
+    """Let all that was ever written have been written so many hours earlier: files, and what the logs say of them."""
+    spark: Any = shop.spark
+    for log in (shop.folder / "warehouse").rglob("_delta_log"):
+        for summed in (*log.glob("*.crc"), *log.glob("*.checkpoint*"), *log.glob("_last_checkpoint"), *log.glob(".*")):
+            summed.unlink()  # Delta makes them from the commits
+        for commit in log.glob("*.json"):
+            earlier = _TIMES.sub(lambda at: f"{at[1]}{int(at[2]) - hours * 3_600_000}", commit.read_text())
+            commit.write_text(earlier)
+    for path in (shop.folder / "warehouse").rglob("*"):
+        at = path.stat().st_mtime - hours * 3600
+        os.utime(path, (at, at))
+    spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
+
+
+_TIMES = re.compile(r'("(?:timestamp|inCommitTimestamp|modificationTime|deletionTimestamp)":)(\d+)')
 
 
 def days(count: int) -> date:
@@ -84,7 +98,9 @@ def test_old_files_go_when_no_run_has_pinned_them_any_more(copied: Shop) -> None
               "inputs": {"items": (pinned.table_id, pinned.version)}}  # fmt: skip
     author = Author("rank_candidates", "open")
     tables.put(copied.warehouse, RUNS, {**row, **values}, author, is_new=True)
+    age(copied, 100)
     edit(copied, "Edited Mug", "edit")
+    age(copied, 50)
     how = {"tables": ["items"], "rollback_days": 0, "small_files": 1}
     together = copied.run("maintain", "1", as_of=days(1), **how)
     assert together.rows["items_files_before"] > together.rows["items_files_after"] == 1
@@ -107,6 +123,7 @@ def test_a_night_can_be_put_back_after_maintenance(copied: Shop) -> None:
     copied.run("import_items", "price")
     assert copied.run("rank_candidates", "price").status == "published"
     assert ranks() != before
+    age(copied, 5)
     how = {"tables": ["rankings"], "rollback_days": 0, "small_files": 1}
     assert copied.run("maintain", "1", **how).rows["rankings_files_after"] == 2, "one a bucket"
     copied.run("maintain", "2", **how)
