@@ -31,7 +31,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     The project's own properties, with what tests differ in: two slots whatever the machine (the figures of the tests
     about partitions count on it), tasks tried four times (fault tests), warehouse of the catalog in a folder of ours.
     Compiling a plan and planning it anew take longer than running it over ten rows: without both a run of a job takes
-    2.6 s instead of 4.4 s. The tests that start Spark for themselves (test_submit, test_launch) leave both on.
+    2.6 s instead of 4.4 s. Reading Delta's logs in one task each makes it another sixth faster. What is kept of the last
+    1,000 plans, for a page that nobody looks at, would take a tenth of the heap. The tests that start Spark for themselves (test_submit, test_launch) leave both on.
     """
     from pyspark.sql import SparkSession
 
@@ -42,6 +43,12 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         "spark.sql.adaptive.enabled": "false",
         "spark.sql.codegen.wholeStage": "false",
         "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        "spark.sql.lightweightPlanChangeValidation": "false",
+        "spark.databricks.delta.snapshotPartitions": "1",
+        "spark.sql.ui.retainedExecutions": "20",
+        # Two cores: the concurrent collector would take a fifth of what there is.
+        "spark.driver.memory": "3g",
+        "spark.driver.extraJavaOptions": "-XX:+UseParallelGC",
     }
     flags = " ".join(f"--conf {key}={value}" for key, value in own.items())
     os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {ROOT / 'conf/spark-local.conf'} {flags} pyspark-shell"

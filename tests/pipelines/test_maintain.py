@@ -28,9 +28,11 @@ def age(shop: Shop, hours: int) -> None:
     """Let all that was ever written have been written so many hours earlier: files, and what the logs say of them."""
     spark: Any = shop.spark
     for log in (shop.folder / "warehouse").rglob("_delta_log"):
-        for summed in (*log.glob("*.crc"), *log.glob("*.checkpoint*"), *log.glob("_last_checkpoint"), *log.glob(".*")):
-            summed.unlink()  # Delta makes them from the commits
-        for commit in log.glob("*.json"):
+        for commit in log.iterdir():
+            if not _IS_COMMIT.fullmatch(commit.name):
+                if commit.is_file():
+                    commit.unlink()  # made from the commits, and made again
+                continue
             earlier = _TIMES.sub(lambda at: f"{at[1]}{int(at[2]) - hours * 3_600_000}", commit.read_text())
             commit.write_text(earlier)
     for path in (shop.folder / "warehouse").rglob("*"):
@@ -39,6 +41,7 @@ def age(shop: Shop, hours: int) -> None:
     spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
 
 
+_IS_COMMIT = re.compile(r"\d{20}\.json")
 _TIMES = re.compile(r'("(?:timestamp|inCommitTimestamp|modificationTime|deletionTimestamp)":)(\d+)')
 
 
