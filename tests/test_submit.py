@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from pyspark.sql import functions as F
+from shop import ITEMS as SHOP_ITEMS
 from shop import Shop
 
 from ecomspark.schemas import ITEMS, RANKINGS, SCORES
@@ -40,9 +42,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel.rename(wheel.with_name(f"ecomspark-{wheel.name.split('-')[1]}.zip"))
 
 
-def submit(shop: Shop, package: Path, job: str, run_id: str, master: str, **changes: Any) -> tuple[Any, str]:
+def submit(
+    shop: Shop, package: Path, job: str, run_id: str, master: str, properties: Sequence[str] = (), **changes: Any
+) -> tuple[Any, str]:
     """The summary that a job printed under spark-submit, and what it said before: Spark hands both streams of a Python
-    program on as its stdout."""
+    program on as its stdout. `properties`: more of Spark's, KEY=VALUE."""
     hidden = shop.folder / "hidden"
     hidden.mkdir(exist_ok=True)
     (hidden / "sitecustomize.py").write_text(HIDE)
@@ -52,7 +56,7 @@ def submit(shop: Shop, package: Path, job: str, run_id: str, master: str, **chan
     conf.write_text(yaml.safe_dump({**shared, job: section}))
     command = [
         Path(sys.executable).parent / "spark-submit", "--properties-file", ROOT / "conf/spark-local.conf",
-        "--master", master, "--py-files", package, ROOT / "jobs" / f"{job}.py",
+        *(flag for each in properties for flag in ("--conf", each)), "--master", master, "--py-files", package, ROOT / "jobs" / f"{job}.py",
         "--conf", conf, "--run-id", run_id, "--as-of", "2011-11-01",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(hidden), "PYSPARK_PYTHON": sys.executable,
@@ -65,12 +69,23 @@ def submit(shop: Shop, package: Path, job: str, run_id: str, master: str, **chan
 
 
 def test_a_job_runs_on_local_2_and_reports_to_its_scheduler(empty_shop: Any, package: Path) -> None:
-    shop = empty_shop()
-    summary, said = submit(shop, package, "import_items", "night-1", "local[2]")
-    assert (summary["status"], summary["rows"]["inserted"]) == ("published", 12)
+    """With Spark's event log on, as clusters have it, which says plans, properties and errors of tasks (S7, S8)."""
+    shop, events = empty_shop(), "spark.eventLog"
+    (shop.folder / "events").mkdir()
+    shop.write_items([
+        *SHOP_ITEMS, ("canary-1", "canary-title", "1.00", "1", "2010-01-01"), ("canary-2", "canary-title", "canary-3", "1", ""),
+    ])  # fmt: skip
+    properties = (f"{events}.enabled=true", f"{events}.dir={(shop.folder / 'events').as_uri()}", f"{events}.compress=false",
+                  "spark.hadoop.fs.s3a.secret.key=canary-secret")  # fmt: skip
+    summary, said = submit(shop, package, "import_items", "night-1", "local[2]", properties, max_quarantined_share=0.5)
+    assert (summary["status"], summary["rows"]["inserted"]) == ("published", 13)
     assert summary["tables"]["items"]["before"] < summary["tables"]["items"]["after"]
-    assert "import_items: import: 12 read" in said
-    assert shop.rows(ITEMS).count() == 12
+    assert "import_items: import: 14 read" in said
+    assert shop.rows(ITEMS).where("title = 'canary-title'").count() == 1
+    logs = [file.read_text() for file in (shop.folder / "events").rglob("events_*")]
+    assert any("SQLExecutionStart" in log for log in logs)
+    assert any("spark.hadoop.fs.s3a.secret.key" in log for log in logs)
+    assert not [place for place in (said, str(summary), *logs) if "canary" in place]
 
 
 def without_scores(shop: Shop) -> Shop:
