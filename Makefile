@@ -38,7 +38,7 @@ demo: $(VENV)/ready ## import, fine-tune, score, rank and judge the sample shop,
 	@$(BIN)/ecomspark demo $(ARGS)
 
 test: $(VENV)/ready ## every test (no network, no data but the project's own needed)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --durations=30
 
 faults: $(VENV)/ready ## try every fault in full, hours in the background: make faults OUT=faults.json [ONLY="driver fifty"]
 	@$(BIN)/python tests/faults/faults.py --out $(if $(filter bench.json,$(OUT)),faults.json,$(OUT)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
