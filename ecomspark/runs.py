@@ -1,6 +1,7 @@
 """A run: one execution of one job. Its row in `runs` is opened at the start and closed at the end; what it read is
 pinned, what it did is counted, timed, and shown while it lasts."""
 
+import gc
 import logging
 import threading
 import time
@@ -115,9 +116,11 @@ class Run:
         return rows
 
     def let_go(self) -> None:
-        """Let go of all that `keep` persisted."""
+        """Let go of all that `keep` persisted, and of the plans that Python holds in the JVM: py4j's objects stand in
+        cycles, so a session that lives on would keep hundreds of each run until Python's collector came by."""
         while self.persisted:
             self.persisted.pop().unpersist()
+        gc.collect()
 
     def count(self, **rows: int) -> None:
         """Add to the run's counts, by what was counted."""

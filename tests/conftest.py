@@ -1,5 +1,6 @@
 """One Spark session for the whole test process, and rows of declared tables without the columns that do not matter."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -53,6 +54,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     flags = " ".join(f"--conf {key}={value}" for key, value in own.items())
     os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {ROOT / 'conf/spark-local.conf'} {flags} pyspark-shell"
     session = SparkSession.builder.appName("tests").getOrCreate()
+    gc.freeze()  # each run has Python's collector look for what it left: not at all that is imported, too
     yield session
     session.stop()
 
@@ -64,6 +66,7 @@ def forgotten_logs(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "spark" in request.fixturenames and "tmp_path" in request.fixturenames:
         spark = request.getfixturevalue("spark")
+        gc.collect()
         spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
         spark.catalog.clearCache()
 
