@@ -191,7 +191,7 @@ def test_a_switch_can_be_all_at_once(world: World) -> None:
     assert world.rows(RANKINGS).select("scorer_digest").distinct().count() == 1
 
 
-@pytest.mark.parametrize("fault", ["off", "vacuumed", "recreated"])
+@pytest.mark.parametrize("fault", ["off", "vacuumed", "expired", "recreated"])
 def test_without_the_feed_the_rows_are_the_same(world: World, fault: str) -> None:
     world.edit("b", title="green mug", price=7.0)
     del world.items["twin"]
@@ -206,6 +206,12 @@ def test_without_the_feed_the_rows_are_the_same(world: World, fault: str) -> Non
         assert path is not None
         for file in Path(path).glob("_change_data/*.parquet"):
             file.unlink()
+    if fault == "expired":
+        of_log = world.spark._jvm.org.apache.spark.sql.delta.DeltaLog
+        of_log.forTable(world.spark._jsparkSession, str(path)).checkpoint()
+        for commit in Path(str(path)).glob("_delta_log/*.json"):
+            commit.unlink()
+        of_log.clearCache()
     evaluated = len(world.scorer.evaluated())
     scored, ranked = world.score("after"), world.rank("after")
     assert scored.rows["changed_text"] == 2
