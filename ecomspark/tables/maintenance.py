@@ -40,6 +40,7 @@ _KNOWN_SINCE = "ecomspark.removalsKnownSince"
 _FILES = "delta.deletedFileRetentionDuration"
 _LOG = "delta.logRetentionDuration"
 _SAFETY = "spark.databricks.delta.retentionDurationCheck.enabled"
+_GOES_BY_TABLE = "spark.databricks.delta.vacuum.retentionWindowIgnore.enabled"
 
 
 def file_count(warehouse: Warehouse, table: Table) -> int:
@@ -98,12 +99,13 @@ def vacuum(warehouse: Warehouse, table: Table, since: datetime, author: Author) 
     """Delete the files that no version later than `since` needs, and those that no version has; how many.
 
     Nothing is written to the log where there is none to delete; empty folders go with the next files. Delta's own
-    refusal of short times is put aside: what must be kept is known here. It goes by whole hours, and would round a
-    part of one down: files live up to an hour longer than asked for.
+    refusal of short times is put aside, and its habit (since 4.1) to go by the table's property instead of by the
+    hours that it is told: what must be kept is known here. It goes by whole hours, and would round a part of one down:
+    files live up to an hour longer than asked for.
     """
     hours = math.ceil((datetime.now(UTC) - since) / timedelta(hours=1))
     statement = f"VACUUM {warehouse.name(table)} RETAIN {hours} HOURS"
-    with session_settings(warehouse, {_SAFETY: "false", **signed(author, uuid.uuid4().hex)}):
+    with session_settings(warehouse, {_SAFETY: "false", _GOES_BY_TABLE: "false", **signed(author, uuid.uuid4().hex)}):
         found = warehouse.spark.sql(f"{statement} DRY RUN").where(F.col("path").rlike(_IS_FILE)).count()
         if found:
             warehouse.spark.sql(statement)
