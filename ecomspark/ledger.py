@@ -22,13 +22,14 @@ _LOOKED_AT = 200  # runs of a job; what the last of so many did not cover is com
 
 @dataclass(frozen=True)
 class Watermark:
-    """Up to where a run has brought something: what it read, at which versions, the day that it took for today, and the
-    versions at which it left what it published."""
+    """Up to where a run has brought something: what it read, at which versions, the day that it took for today, the
+    versions at which it left what it published, and what it counted."""
 
     run_id: str
     inputs: Mapping[str, Snapshot]
     as_of: date | None
     left: Mapping[str, int]
+    rows: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Past:
             if covered in (row["covers"] or {}):
                 is_alike = row["covers"][covered] == digest
                 left = {name: at["after"] for name, at in row["published"].items()}
-                return Watermark(row["run_id"], pinned(row), row["as_of"], left) if is_alike else None
+                mark = Watermark(row["run_id"], pinned(row), row["as_of"], left, row["rows"])
+                return mark if is_alike else None
         return None
 
 

@@ -79,12 +79,21 @@ class Run:
             raise ValueError(f"{self.author.job} was opened without a source")
         return self.source
 
-    def read(self, table: Table) -> DataFrame:
-        """A pinned state or log table. Raises ContractError when it was not there: an earlier job has to run."""
+    def read(self, table: Table, buckets: Sequence[int] | None = None) -> DataFrame:
+        """A pinned state or log table, or some parts of it (see `tables.buckets_of`). Raises ContractError when it was
+        not there: an earlier job has to run."""
         at = self.inputs[table.name]
         if at is None:
             raise ContractError(f"{table.name}: expected the table, found none; run the job that publishes it first")
-        return tables.read(self.warehouse, table, at)
+        return tables.read(self.warehouse, table, at, buckets)
+
+    def read_of_queries(self, table: Table, query_ids: DataFrame) -> DataFrame:
+        """Those rows of a pinned table that are of some queries, out of the files that they can be in.
+
+        `query_ids`: (query_id), persisted: it is executed here and again by what reads the rows.
+        """
+        rows = self.read(table, tables.buckets_of(self.warehouse, table, query_ids))
+        return rows.join(query_ids, on="query_id", how="left_semi")
 
     def read_if_there(self, table: Table) -> DataFrame:
         """A pinned state or log table, or no rows when it was not there."""

@@ -3,6 +3,7 @@
 The texts of a title and a query are themselves, so that a test sees in the traces of the fake scorer what was read.
 """
 
+import shutil
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -59,6 +60,12 @@ class World:
         if not (models / self.checkpoint).exists():
             tiny.checkpoint(models, self.checkpoint, seed=len(list(models.glob("*"))) if models.exists() else 0)
         return open_checkpoint(models, self.checkpoint, "cross_encoder")
+
+    def copy(self, folder: Path) -> "World":
+        """The same world as it is now, in a folder of its own."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        own = {name: value.copy() for name, value in vars(self).items() if isinstance(value, dict | set)}
+        return replace(self, folder=folder, **own)
 
     def edit(self, item_id: str, **changes: Any) -> None:
         self.items[item_id] = replace(self.items[item_id], **changes)

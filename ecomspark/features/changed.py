@@ -51,6 +51,16 @@ def queries_of_items(candidates: DataFrame, item_ids: DataFrame) -> DataFrame:
     return candidates.join(item_ids, on="item_id", how="left_semi").select("query_id").distinct()
 
 
+def queries_of_pairs(pairs: DataFrame, queries: DataFrame, texts: DataFrame, recipe_digest: bytes) -> DataFrame:
+    """(query_id) of the queries whose text is that of one of `pairs` (query_digest, passage_digest)."""
+    made = texts.where((F.col("role") == "query") & (F.col("recipe_digest") == F.lit(recipe_digest)))
+    asked = made.join(
+        pairs.select(F.col("query_digest").alias("text_digest")).distinct(), on="text_digest", how="left_semi"
+    )
+    sources = asked.select(F.col("source_digest").alias("text_source_digest"))
+    return queries.join(sources, on="text_source_digest", how="left_semi").select("query_id")
+
+
 def candidates_of_pairs(
     pairs: DataFrame,
     candidates: DataFrame,
@@ -59,15 +69,8 @@ def candidates_of_pairs(
     texts: DataFrame,
     recipe_digest: bytes,
 ) -> DataFrame:
-    """(query_id, item_id) of the candidates whose texts are one of `pairs` (query_digest, passage_digest)."""
-    made = texts.where((F.col("role") == "query") & (F.col("recipe_digest") == F.lit(recipe_digest)))
-    asked = made.join(
-        pairs.select(F.col("query_digest").alias("text_digest")).distinct(), on="text_digest", how="left_semi"
-    )
-    sources = asked.select(F.col("source_digest").alias("text_source_digest"))
-    of_text = queries.join(sources, on="text_source_digest", how="left_semi").select("query_id")
-    near = candidates.join(of_text, on="query_id", how="left_semi").select("query_id", "item_id")
-    read = pair_texts(near, queries, items, texts, recipe_digest)
+    """(query_id, item_id) of those of `candidates` whose texts are one of `pairs` (query_digest, passage_digest)."""
+    read = pair_texts(candidates.select("query_id", "item_id"), queries, items, texts, recipe_digest)
     return read.join(pairs.select(*PAIR).distinct(), on=PAIR, how="left_semi").select("query_id", "item_id")
 
 

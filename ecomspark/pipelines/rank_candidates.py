@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from ecomspark import parts, tables
 from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ContractError, OnHold
-from ecomspark.features.changed import candidates_of_pairs, changed_fields, queries_of_items
+from ecomspark.features.changed import candidates_of_pairs, changed_fields, queries_of_items, queries_of_pairs
 from ecomspark.features.ranking import Policy, aged, incomplete, of_policy, ranked, scored_shares
 from ecomspark.features.scores import PAIR, pair_texts, sources_of, standing
 from ecomspark.features.texts import ITEM_FIELDS
@@ -219,8 +219,10 @@ def _changed(current: Run, checkpoint: Checkpoint, since: Watermark) -> list[Dat
         else:
             scored = of_table.where(F.col("new.scorer_digest") == F.lit(checkpoint.scorer_digest))
             texts = tables.read_memory(current.warehouse, TEXTS)
-            queries, items = current.read(QUERIES), current.read(ITEMS)
-            of_pairs = candidates_of_pairs(scored, candidates, queries, items, texts, checkpoint.card.recipe.digest)
+            queries, items, recipe = current.read(QUERIES), current.read(ITEMS), checkpoint.card.recipe.digest
+            asked = current.keep(queries_of_pairs(scored, queries, texts, recipe))
+            near = current.read_of_queries(CANDIDATES, asked)
+            of_pairs = candidates_of_pairs(scored, near, queries, items, texts, recipe)
             rows.append(_because(name, of_pairs))
     return rows
 
@@ -270,9 +272,7 @@ def _rank(current: Run, touched: DataFrame, checkpoint: Checkpoint, config: Conf
     queries = touched.select("query_id").distinct()
     buckets = tables.buckets_of(current.warehouse, RANKINGS, queries)
     with current.stage("scores"):
-        of_candidates = tables.buckets_of(current.warehouse, CANDIDATES, queries) if buckets else None
-        mine = tables.read(current.warehouse, CANDIDATES, current.inputs[CANDIDATES.name], of_candidates)
-        mine = mine.join(queries, on="query_id", how="left_semi")
+        mine = current.read_of_queries(CANDIDATES, queries)
         candidates = current.keep(_scored(current, mine, checkpoint, buckets is not None).select("*", place))
         _check(current, candidates, config.max_failed_share)
     with current.stage("rank"):

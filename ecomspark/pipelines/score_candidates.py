@@ -7,7 +7,7 @@ queries with another text, errors that may pass. Where that cannot be known, all
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from pyspark.sql import DataFrame, SparkSession
@@ -24,6 +24,7 @@ from ecomspark.features.changed import (
     candidates_of_pairs,
     changed_fields,
     gone_candidates,
+    queries_of_pairs,
     touched_candidates,
 )
 from ecomspark.features.scores import (
@@ -44,7 +45,7 @@ from ecomspark.resources import StageResources, profile_of
 from ecomspark.runs import Run, Summary, open_run, planned_run
 from ecomspark.schemas import CANDIDATES, ITEMS, QUERIES, RANKINGS, SCORES, TEXTS
 from ecomspark.scoring import CrossEncoderAt, Description, costs_of, score_pairs
-from ecomspark.tables import Warehouse
+from ecomspark.tables import Snapshot, Warehouse
 from ecomspark.text import settings_digest
 
 log = logging.getLogger("ecomspark")
@@ -214,7 +215,7 @@ def find(current: Run, checkpoint: Checkpoint, config: Config) -> Work:
 
 def _nothing(current: Run, since: Watermark) -> Work:
     """Nothing has changed since a run: what it left is as it was."""
-    last = next(row["rows"]["candidates"] for row in current.past.over if row["run_id"] == since.run_id)
+    last = since.rows["candidates"]
     counts = {**dict.fromkeys((*reversed(_CAUSES), "twins", "gone"), 0), "candidates": last, "unchanged": last}
     return Work(current.warehouse.spark.createDataFrame([], "cause string"), {"to_score": 0, **counts}, None)
 
@@ -230,7 +231,8 @@ class _Touched:
 
 def _touched(current: Run, checkpoint: Checkpoint, since: Watermark) -> _Touched | None:
     """The candidates that something changed for since a run, with the cause; None when that cannot be known."""
-    of_scores = current.changes(SCORES, since, ("error_kind", "scorer_digest"))
+    now = current.inputs[SCORES.name]
+    of_scores = current.between(SCORES, _to_look_through(since), now, ("error_kind", "scorer_digest"))
     if of_scores is None:
         return None
     is_mine = F.col("new.scorer_digest") == F.lit(checkpoint.scorer_digest)
@@ -245,16 +247,32 @@ def _touched(current: Run, checkpoint: Checkpoint, since: Watermark) -> _Touched
     of_queries = current.changes(QUERIES, since, ("text_source_digest",))
     if of_candidates is None or of_items is None or of_queries is None:
         return None
-    candidates, queries, items = current.read(CANDIDATES), current.read(QUERIES), current.read(ITEMS)
+    queries, items, recipe = current.read(QUERIES), current.read(ITEMS), checkpoint.card.recipe.digest
     of_texts = of_items.where(~F.col("old.source_digest").eqNullSafe(F.col("new.source_digest")))
+    if of_texts.isEmpty():  # else any query may have a candidate whose text changed
+        of_some = of_candidates.select("query_id").unionByName(of_queries.select("query_id")).distinct()
+        candidates = current.read_of_queries(CANDIDATES, current.keep(of_some))
+    else:
+        candidates = current.read(CANDIDATES)
     touched = touched_candidates(candidates, of_candidates, of_texts, of_queries)
     if is_any:
         texts = tables.read_memory(current.warehouse, TEXTS)
-        of_pairs = candidates_of_pairs(again, candidates, queries, items, texts, checkpoint.card.recipe.digest)
+        asked = current.keep(queries_of_pairs(again, queries, texts, recipe))
+        near = current.read_of_queries(CANDIDATES, asked)
+        of_pairs = candidates_of_pairs(again, near, queries, items, texts, recipe)
         more = of_pairs.join(touched, on=["query_id", "item_id"], how="left_anti")
         touched = touched.unionByName(more.withColumn("cause", F.lit(NEW)))  # of one that was tried: see `find`
     gone = gone_candidates(candidates, of_candidates, of_texts, of_queries).count()
     return _Touched(touched, gone, of_texts)
+
+
+def _to_look_through(since: Watermark) -> Snapshot | None:
+    """From where on `scores` may hold an error to try again. What a run appended itself does only if some of it failed:
+    nobody else appends while it has the lease."""
+    read = since.inputs.get(SCORES.name)
+    if read is None or since.rows.get("failed"):
+        return read
+    return replace(read, version=since.left.get(SCORES.name, read.version))
 
 
 def _all_candidates(current: Run) -> DataFrame:

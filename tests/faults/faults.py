@@ -337,7 +337,7 @@ def _resident(pid: int) -> float:
 
 def share(faults: Faults) -> None:
     """One in a hundred titles changed, with a scorer that takes 5 ms a pair: the time against the whole and the least."""
-    pairs = 50_000 if faults.rounds >= 3 else 2_000
+    pairs = 50_000 if faults.rounds >= 3 else 5_000
     items, asked = pairs // 50, 50
     world = World(faults.spark, faults.folder / "share", buckets=16)
     world.items = {f"i{n}": Item(f"title {n}", 1.0 + n % 7) for n in range(items)}

@@ -161,8 +161,8 @@ Change = Night | Edit | Revert | Price | Delist | Relist | Propose | Withdraw | 
 
 # ---- how a night can go otherwise
 
-# Where a night dies: when items are imported and nothing else; when candidates are built; when scoring was opened; when a part of the scores has landed; when
-# ranking was opened; when the rankings have landed and the run is still open.
+# Where a night dies: when items are imported and nothing else; when candidates are built; when scoring was opened; when
+# a part of the scores has landed; when ranking was opened; when the rankings have landed and the run is still open.
 POINTS = ("items", "candidates", "scoring", "scores", "ranking", "rankings")
 
 
@@ -212,7 +212,7 @@ class Rollback:
 
 @dataclass(frozen=True)
 class Replay:
-    """The last night's run_ids are given again."""
+    """The run_ids of the last night, which came to its end, are given again."""
 
 
 Step = Change | Crash | Late | Abandoned | Unscored | Rollback | Replay
@@ -232,6 +232,7 @@ class State:
     evaluations: int = 0
     shown: Shown = field(default_factory=dict)
     left: tuple[tuple[str, Shown], ...] = ()
+    is_over: bool = True  # the last night came to its end, all of it
 
     @property
     def run_id(self) -> str:
@@ -244,8 +245,10 @@ def first() -> State:
 
 
 def is_possible(state: State, step: Step) -> bool:
-    """Whether a step makes sense: an import that would empty the shop is refused by its guard, and no run is rolled
-    back to that is not there or whose version can no longer be read."""
+    """Whether a step makes sense: an import that would empty the shop is refused by its guard, no run is rolled back to
+    that is not there or whose version can no longer be read, and none is a replay that did not end."""
+    if isinstance(step, Replay) and not state.is_over:
+        return False
     after = state
     for change in [getattr(step, name) for name in ("change", "meanwhile") if hasattr(step, name)] or [step]:
         after = after if isinstance(change, Replay) else changed(after, change)
@@ -258,7 +261,8 @@ def apply(state: State, step: Step) -> State:
     """What a step's night, or what becomes of it, must leave."""
     if isinstance(step, Replay):
         return state
-    state = replace(state, night=state.night + 1)
+    is_over = not isinstance(step, Abandoned | Unscored | Rollback)
+    state = replace(state, night=state.night + 1, is_over=is_over)
     if isinstance(step, Crash):
         return ranked(scored(changed(state, step.change)), state.run_id)
     if isinstance(step, Late):

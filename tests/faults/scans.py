@@ -63,8 +63,9 @@ class Watch:
         return _listed(self.spark._jsparkSession.sharedState().statusStore().executionsList())
 
     def _stages(self) -> list[Any]:
-        store = self.spark.sparkContext._jsc.sc().statusStore()
-        return _listed(store.stageList(None, False, False, store.stageList_default_4(), None))
+        context = self.spark.sparkContext
+        no_quantiles = context._gateway.new_array(context._jvm.double, 0)
+        return _listed(context._jsc.sc().statusStore().stageList(None, False, False, no_quantiles, None))
 
 
 def _listed(found: Any) -> list[Any]:

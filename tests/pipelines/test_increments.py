@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,19 @@ from ecomspark.tables import Author
 TERMS = ("final_score", "relevance_term", "price_term", "sold_term", "rating_term", "freshness_term", "rank")
 
 
-@pytest.fixture
-def world(spark: Any, tmp_path: Path) -> Iterator[World]:
+@pytest.fixture(scope="module")
+def first_world(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> World:
     """Three queries, five items of which two have one title, everything scored and ranked once."""
     items = {
         "a": Item("red mug", 2.0, 10), "b": Item("blue mug", 3.0, 5), "c": Item("glass teapot", 9.0, 1),
         "twin": Item("red mug", 2.5, 1), "d": Item("wall clock", 12.0, 7),
     }  # fmt: skip
-    made = World(spark, tmp_path, items=items, queries={"mug": "red mug", "pot": "tea pot", "clock": "clock"})
+    made = World(
+        spark,
+        tmp_path_factory.mktemp("world"),
+        items=items,
+        queries={"mug": "red mug", "pot": "tea pot", "clock": "clock"},
+    )
     made.pairs = {
         ("mug", "a"),
         ("mug", "b"),
@@ -45,9 +49,13 @@ def world(spark: Any, tmp_path: Path) -> Iterator[World]:
     made.publish()
     made.score("first")
     made.rank("first")
-    yield made
-    spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
-    spark.catalog.clearCache()
+    return made
+
+
+@pytest.fixture
+def world(first_world: World, tmp_path: Path) -> World:
+    """A copy that a test may change."""
+    return first_world.copy(tmp_path)
 
 
 def test_nothing_changed_prices_titles_and_back(world: World) -> None:
