@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick import QUICK
 
 pytest_plugins = ["shop"]
 
@@ -30,22 +31,16 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The session that every Spark test shares: it takes 10 s to start, and Delta's classes some more to load.
 
     The project's own properties, with what tests differ in: two slots whatever the machine (the figures of the tests
-    about partitions count on it), tasks tried four times (fault tests), warehouse of the catalog in a folder of ours.
-    Compiling a plan and planning it anew take longer than running it over ten rows: without both a run of a job takes
-    2.6 s instead of 4.4 s. Reading Delta's logs in one task each makes it another sixth faster. What is kept of the last
-    1,000 plans, for a page that nobody looks at, would take a tenth of the heap. The tests that start Spark for themselves (test_submit, test_launch) leave both on.
+    about partitions count on it), tasks tried four times (fault tests), warehouse of the catalog in a folder of ours,
+    and what makes small runs quick. What is kept of the last 1,000 plans, for a page that nobody looks at, would take a
+    tenth of the heap.
     """
     from pyspark.sql import SparkSession
 
     own = {
         "spark.master": "local[2,4]",
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("catalog")),
-        "spark.sql.shuffle.partitions": "2",
-        "spark.sql.adaptive.enabled": "false",
-        "spark.sql.codegen.wholeStage": "false",
-        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
-        "spark.sql.lightweightPlanChangeValidation": "false",
-        "spark.databricks.delta.snapshotPartitions": "1",
+        **QUICK,
         "spark.sql.ui.retainedExecutions": "20",
         # Two cores: the concurrent collector would take a fifth of what there is.
         "spark.driver.memory": "3g",

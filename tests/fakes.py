@@ -21,8 +21,8 @@ from ecomspark.resources import gpu_of_task
 class Traced:
     """A scorer whose logit is a function of the texts alone. Writes a line a load and a line a batch under `folder`.
 
-    `once`: what to do the first time a batch holds `trigger`: raise, die (SIGKILL), segfault, exit, hang, or nothing. `poison`: a passage
-    that always fails, with `poison_error`. `shift`: what its logits are above those of others.
+    `once`: what to do the first time a batch holds `trigger`: raise, die (SIGKILL), segfault, exit, hang, or nothing.
+    `poison`: a passage that always fails, with `poison_error`. `shift`: what its logits are above those of others.
     """
 
     folder: str
@@ -102,12 +102,14 @@ def logit(query: str, passage: str) -> float:
 
 
 def _note(folder: str, name: str, line: str) -> None:
-    with open(Path(folder) / f"{name}-{os.getpid()}", "a") as file:
+    """One file for all workers: a short line is appended whole, so lines stand in the order of time."""
+    with open(Path(folder) / f"{name}.txt", "a") as file:
         file.write(line + "\n")
 
 
 def _notes(folder: str, name: str) -> list[str]:
-    return [line for path in sorted(Path(folder).glob(f"{name}-*")) for line in path.read_text().splitlines()]
+    path = Path(folder) / f"{name}.txt"
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def _first_time(folder: str, what: str) -> bool:

@@ -73,8 +73,9 @@ def main() -> None:
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "faults")])
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    small = {"spark.master": asked.master, "spark.sql.shuffle.partitions": "2", "spark.sql.adaptive.enabled": "false",
-             "spark.task.maxFailures": "50", "spark.executor.memory": "1g"}  # fmt: skip
+    from quick import QUICK
+
+    small = {**QUICK, "spark.master": asked.master, "spark.task.maxFailures": "50", "spark.executor.memory": "1g"}
     flags = " ".join(
         f"--conf {setting}" for setting in [*(f"{key}={value}" for key, value in small.items()), *asked.conf]
     )
