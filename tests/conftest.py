@@ -32,8 +32,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     The project's own properties, with what tests differ in: two slots whatever the machine (the figures of the tests
     about partitions count on it), tasks tried four times (fault tests), warehouse of the catalog in a folder of ours,
-    and what makes small runs quick. What is kept of the last 1,000 plans, for a page that nobody looks at, would take a
-    tenth of the heap.
+    and what makes small runs quick. What is kept of the last 1,000 plans would take a tenth of the heap: of 200 it is
+    enough for a test that looks at what a run read.
     """
     from pyspark.sql import SparkSession
 
@@ -41,7 +41,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         "spark.master": "local[2,4]",
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("catalog")),
         **QUICK,
-        "spark.sql.ui.retainedExecutions": "20",
+        "spark.sql.ui.retainedExecutions": "200",
         # Two cores: the concurrent collector would take a fifth of what there is.
         "spark.driver.memory": "3g",
         "spark.driver.extraJavaOptions": "-XX:+UseParallelGC",

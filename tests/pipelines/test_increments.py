@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from fakes import Traced
 from pyspark.sql import functions as F
+from scans import Watch
 from world import TODAY, Item, World, query_id
 
-from ecomspark import holds, tables
+from ecomspark import holds, tables, text
 from ecomspark.config import LeaseSettings
 from ecomspark.errors import ConfigError, ContractError, LeaseTaken, NewerPublished, OnHold
 from ecomspark.models.checkpoint import open_checkpoint
 from ecomspark.pipelines import rank_candidates, score_candidates
 from ecomspark.plans import read_pins, save
 from ecomspark.runs import keep_plan
-from ecomspark.schemas import ITEMS, KEPT_BACK, LEASES, RANKINGS, RUNS, SCORES
+from ecomspark.schemas import CANDIDATES, ITEMS, KEPT_BACK, LEASES, QUERIES, RANKINGS, RUNS, SCORES
 from ecomspark.tables import Author
 
 TERMS = ("final_score", "relevance_term", "price_term", "sold_term", "rating_term", "freshness_term", "rank")
@@ -34,6 +35,7 @@ def first_world(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(
         spark,
         tmp_path_factory.mktemp("world"),
+        buckets=8,
         items=items,
         queries={"mug": "red mug", "pot": "tea pot", "clock": "clock"},
     )
@@ -173,6 +175,23 @@ def test_calibration_age_scorer_and_errors(world: World) -> None:
     assert world.rows(RANKINGS).select("scorer_digest").distinct().count() == 1
     old = tiny_digest(world, "tiny")
     assert world.rows(SCORES).where(F.col("scorer_digest") == F.lit(old)).count() == 6, "the old scores are still there"
+
+
+def test_of_a_query_that_changed_only_its_files_are_read(world: World) -> None:
+    world.queries["pot"] = "glass pot"
+    world.publish(QUERIES)
+    evaluated = len(world.scorer.evaluated())
+    watch = Watch(world.spark)
+    scored, ranked = world.score("asked"), world.rank("asked")
+    assert (scored.rows["changed_text"], scored.rows["unchanged"], ranked.rows["reranked_queries"]) == (2, 5, 1)
+    assert sorted(world.scorer.evaluated()[evaluated:]) == ["blue mug", "glass teapot"]
+    scans = watch.scans(world.folder / "warehouse")
+    laid_out_by = {CANDIDATES: query_id("pot"), SCORES: text.digest("glass pot"), RANKINGS: query_id("pot")}
+    for table, digest in laid_out_by.items():
+        rows = world.spark.read.format("delta").load(world.warehouse.path(table))
+        of_query = rows.where(F.col("bucket") == digest[0] % world.buckets).inputFiles()
+        most = max(scan.files for scan in scans if scan.table == table.name)
+        assert 0 < most <= len(of_query) < len(rows.inputFiles()), table.name
 
 
 def scorers(world: World) -> dict[str, int]:
