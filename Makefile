@@ -5,9 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 MEMORY_GIB ?= 6
 DISK_GIB ?= 12
-OUT ?= bench.json
 
 .DEFAULT_GOAL := help
+bench: OUT ?= bench.json
+gpu: OUT ?= gpu.json
+faults: OUT ?= faults.json
 .PHONY: help env demo test faults bench gpu recall check format lock wheel clean
 
 help: ## list the targets
@@ -41,7 +43,7 @@ test: $(VENV)/ready ## every test (no network, no data but the project's own nee
 	@$(BIN)/python -m pytest -q --durations=30
 
 faults: $(VENV)/ready ## try every fault in full, hours in the background: make faults OUT=faults.json [ONLY="driver fifty"]
-	@$(BIN)/python tests/faults/faults.py --out $(if $(filter bench.json,$(OUT)),faults.json,$(OUT)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+	@$(BIN)/python tests/faults/faults.py --out $(OUT) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 bench: $(VENV)/ready ## measure the scoring engine beside its peers, 25 minutes: make bench OUT=bench.json
 	@$(BIN)/python tests/benchmarks/engine.py --out $(OUT) $(ARGS)

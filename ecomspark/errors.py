@@ -26,7 +26,7 @@ class ConfigError(EcomsparkError):
 
 
 class ContractError(EcomsparkError):
-    """Data, a table or a checkpoint is not what was declared; nothing was published."""
+    """Data, a table or a checkpoint is not what was declared; what had landed stays, nothing more is published."""
 
     status = 3
 
@@ -48,7 +48,7 @@ class OnHold(EcomsparkError):  # noqa: N818 - somebody wants it so
 
 
 class NewerPublished(EcomsparkError):  # noqa: N818 - it is not an error of anybody's
-    """Something newer than this run's inputs is published already."""
+    """Something newer than this run's inputs is published already; or another writer published at the same moment."""
 
     status = 5
 

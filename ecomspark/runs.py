@@ -53,7 +53,7 @@ class Summary:
 
 @dataclass
 class Run:
-    """A run under way: pinned inputs, counts, seconds, commits. Made by `open_run`."""
+    """A run under way: pinned inputs, counts, seconds, commits. Made by `open_run` or `planned_run`."""
 
     warehouse: Warehouse
     author: Author

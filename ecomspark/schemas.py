@@ -1,6 +1,6 @@
 """Every table: what one row is, its columns with a sentence each, its key, its kind, its layout. Declared once, here.
 
-A column is not null unless its sentence says what null means. Pure declarations: `tables.py` makes them real.
+A column is not null unless its sentence says what null means. Pure declarations: `tables/` makes them real.
 
 Three kinds. **state**: the truth at a version, merged by key, only rows that differ. **memory**: what Python made of
 content, appended and content-addressed; a row depends on nothing but the digests in its key, so it is never stale,

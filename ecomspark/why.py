@@ -148,7 +148,7 @@ def of_stops(facts: Facts) -> list[str]:
         said.append(f"its query was kept back by run {kept['changed_by']}: {counts}, {asked}; its old ranking stays")
     if hold:
         by = f"{hold['reason']}, by run {hold['set_by']}, since {hold['set_at']} UTC"
-        lets = f"`ecomspark release --variant {facts.variant}` lets it go on"
+        lets = f"`ecomspark release --variant {facts.variant} --run-id ID --conf FILE` lets it go on"
         said.append(f"{facts.variant} is on hold ({by}): nothing of it is published; {lets}")
     waiting = last["rows"].get("waiting_to_switch") if last else None
     if last and waiting and facts.variant not in (last["covers"] or {}) and not hold:

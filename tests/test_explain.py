@@ -160,7 +160,7 @@ def test_errors_a_query_kept_back_and_a_hold_are_told_in_order(copied: Shop, row
     ]
     assert "ValueError at try 2, which lasts" in found.why[1]
     assert "2 of 3 candidates had a score, a share of 1 is asked for" in found.why[2]
-    assert "`ecomspark release --variant main`" in found.why[3]
+    assert "`ecomspark release --variant main --run-id ID --conf FILE`" in found.why[3]
     assert found.why[5].startswith(
         "what is published is of another scorer, calibration: its query is looked at again once"
     )

@@ -207,17 +207,6 @@ def test_a_log_takes_each_key_once(warehouse: Warehouse, rows: Callable[..., Any
         )
 
 
-def test_only_landed_parts_are_read_from_staging(warehouse: Warehouse, rows: Callable[..., Any]) -> None:
-    frame = rows(ITEMS, {"item_id": "1"}).drop("changed_by")
-    tables.stage(warehouse, ITEMS, rows(ITEMS, {"item_id": "of a dead try"}).drop("changed_by"), ME, "0")
-    nonce = tables.stage(warehouse, ITEMS, frame, ME, "0")
-    staged = tables.read_staged(warehouse, ITEMS, [nonce])
-    assert [row["item_id"] for row in staged.collect()] == ["1"]
-    assert publish(warehouse, ITEMS, staged).inserted == 1
-    tables.drop_staged(warehouse, ITEMS, ME)
-    assert tables.read_staged(warehouse, ITEMS, [nonce]).isEmpty()
-
-
 def test_a_column_that_the_declaration_gained_is_added_and_every_other_drift_refused(
     warehouse: Warehouse, rows: Callable[..., Any]
 ) -> None:

@@ -16,7 +16,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import reduce
 from typing import get_args
 
 from pydantic import field_validator
@@ -336,7 +335,7 @@ def _referenced(current: Run, table: Table, keys: DataFrame, found: _References)
 
 
 def _tidy(current: Run, table: Table, kept: _Kept, config: Config) -> None:
-    """Drop what dead runs left, put small files together, and delete files that no version needs that is kept."""
+    """Put small files together, and delete files that no version needs that is kept."""
     warehouse, author = current.warehouse, current.author
     before = tables.file_count(warehouse, table)
     if table == RUNS and current.as_of is not None:
@@ -344,7 +343,6 @@ def _tidy(current: Run, table: Table, kept: _Kept, config: Config) -> None:
         plans = tables.delete(warehouse, RUNS, is_stale, author)
         current.count(plans_dropped=plans.deleted)
         current.commit(plans)
-    _count(current, table, staged_dropped=tables.drop_left(warehouse, table, _going_on(kept.runs), author))
     if tables.has_small_files(warehouse, table, config.small_files):
         current.commit(tables.optimise(warehouse, table, author))
         _count(current, table, files_before=before, files_after=tables.file_count(warehouse, table))
@@ -370,14 +368,6 @@ def _tidy(current: Run, table: Table, kept: _Kept, config: Config) -> None:
     if deleted and at and after:
         current.commit(Commit(table, at.version, after.version))
         _count(current, table, files_deleted=deleted)
-
-
-def _going_on(runs: Iterable[Row]) -> Column:
-    """Whether a row was staged by a run that may still go on."""
-    is_mine = (
-        (F.col("job") == row["job"]) & (F.col("run_id") == row["run_id"]) for row in runs if row["status"] == "open"
-    )
-    return reduce(Column.__or__, is_mine, F.lit(False))
 
 
 def _count(current: Run, table: Table, **counts: int) -> None:

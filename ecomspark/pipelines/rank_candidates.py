@@ -154,7 +154,7 @@ def _held(warehouse: Warehouse, config: Config) -> list[str]:
 def _on_hold(held: list[str]) -> OnHold:
     return OnHold(
         f"rankings: the variant {', '.join(held)} is on hold and was not published; "
-        "`ecomspark release --variant NAME` lets it go on"
+        "`ecomspark release --variant NAME --run-id ID --conf FILE` lets it go on"
     )
 
 

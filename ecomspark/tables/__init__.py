@@ -1,6 +1,6 @@
 """The only package that knows Delta: `warehouse` is where tables are and how they are read, `commits` one commit and
-the proof of it, `publish` how tables change, `staging` what is on its way to that, `changes` what changed since a
-version, `leases` who may publish, `maintenance` fewer files and rows, `source` what is read from outside.
+the proof of it, `publish` how tables change, `changes` what changed since a version, `leases` who may publish,
+`maintenance` fewer files and rows, `source` what is read from outside.
 
 Readers of state and log tables see a pinned version; memory tables are read at their newest version, because their
 content cannot change an answer. Commits carry the run, the job and a nonce, never a row's value.
@@ -12,7 +12,6 @@ from ecomspark.tables.leases import GIVEN_BACK, Lease, Leases, fence_off, give_b
 from ecomspark.tables.maintenance import (
     collect,
     delete,
-    drop_left,
     file_count,
     has_small_files,
     keep_history,
@@ -23,7 +22,6 @@ from ecomspark.tables.maintenance import (
 )
 from ecomspark.tables.publish import Change, append_log, append_memory, compare, drop, publish, put
 from ecomspark.tables.source import MALFORMED, Source, Sourced, read_source
-from ecomspark.tables.staging import drop_staged, read_staged, stage
 from ecomspark.tables.warehouse import (
     Snapshot,
     Warehouse,
@@ -46,8 +44,8 @@ from ecomspark.tables.warehouse import (
 __all__ = [
     "GIVEN_BACK", "MALFORMED", "Author", "Change", "Commit", "Lease", "Leases", "Snapshot", "Source", "Sourced",
     "Warehouse", "append_log", "append_memory", "bucket_of", "buckets_of", "changes", "collect", "committed_at",
-    "compare", "conform", "create", "ddl", "delete", "differences", "drop", "drop_left", "drop_staged", "empty",
-    "ever_since", "exists", "fence_off", "file_count", "give_back", "has_small_files", "jar_version", "keep_history",
+    "compare", "conform", "create", "ddl", "delete", "differences", "drop", "empty", "ever_since",
+    "exists", "fence_off", "file_count", "give_back", "has_small_files", "jar_version", "keep_history",
     "needed_since", "optimise", "place_of", "publish", "put", "read", "read_leases", "read_memory", "read_source",
-    "read_staged", "removals_known_since", "renew", "snapshot", "stage", "take", "vacuum",
+    "removals_known_since", "renew", "snapshot", "take", "vacuum",
 ]  # fmt: skip

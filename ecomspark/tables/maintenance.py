@@ -18,14 +18,12 @@ from pyspark.sql import functions as F
 from ecomspark.errors import NewerPublished
 from ecomspark.schemas import Table
 from ecomspark.tables.commits import WRITE, Author, Commit, committed, info_of, session_settings, signed, turn
-from ecomspark.tables.staging import staging_of
 from ecomspark.tables.warehouse import (
     BUCKET,
     Snapshot,
     Warehouse,
     buckets_in,
     delta,
-    exists,
     literal,
     log_of,
     newest,
@@ -148,13 +146,6 @@ def delete(warehouse: Warehouse, table: Table, condition: Column, author: Author
         return Commit(table, at.version, at.version)
     commit = _tried(warehouse, table, author, lambda: delta(warehouse, table).delete(condition))
     return replace(commit, deleted=found)
-
-
-def drop_left(warehouse: Warehouse, table: Table, is_going_on: Column, author: Author) -> int:
-    """Delete what was staged for a table by runs that `is_going_on` (of job and run_id) does not hold for; how many
-    rows."""
-    staging = staging_of(table)
-    return delete(warehouse, staging, ~is_going_on, author).deleted if exists(warehouse, staging) else 0
 
 
 def _tried(warehouse: Warehouse, table: Table, author: Author, write: Callable[[], object]) -> Commit:
