@@ -28,6 +28,7 @@ class Watch:
     stage: int = -1
 
     def __post_init__(self) -> None:
+        self.spark.conf.set("spark.sql.maxMetadataStringLength", "10000")  # else paths and schemas are cut off
         self.execution = max((e.executionId() for e in self._executions()), default=-1)
         self.stage = max((s.stageId() for s in self._stages()), default=-1)
 
