@@ -109,7 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _add_hold_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", required=True, metavar="NAME", help="the variant of rankings")
-    parser.add_argument("--run-id", required=True, metavar="ID", help="names this; given again, it is done once")
+    given_again = "names this in the tables; a rollback given again is done once"
+    parser.add_argument("--run-id", required=True, metavar="ID", help=given_again)
     parser.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/local.yaml")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of what goes to stderr")

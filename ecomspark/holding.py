@@ -66,7 +66,8 @@ class Holding:
             try:
                 tables.fence_off(self.warehouse, [table for table in self.publishes if table.name in asleep], holder)
             except Exception:
-                self.give_back(author)
+                # Ended, not given back: whoever comes next must fence off the sleeper, too.
+                tables.renew(self.warehouse, self.nonce, author, 0)
                 raise
         return past
 

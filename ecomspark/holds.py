@@ -4,12 +4,13 @@ import argparse
 import json
 from datetime import UTC, datetime
 
-from pyspark.sql import Column, Row, Window
+from pyspark.sql import Column, Row
 from pyspark.sql import functions as F
 
 from ecomspark import config, launch, ledger, tables
 from ecomspark.config import LeaseSettings, Settings
 from ecomspark.errors import ConfigError, ContractError
+from ecomspark.features.ranking import closed_up
 from ecomspark.runs import Summary, open_run
 from ecomspark.schemas import HOLDS, ITEMS, KEPT_BACK, QUERIES, RANKINGS, RUNS
 from ecomspark.tables import Author, Commit, Snapshot, Warehouse
@@ -65,24 +66,27 @@ def roll_back(warehouse: Warehouse, to: str, variant: str, run_id: str, leases: 
         leases=leases,
     ) as current:
         if not current.is_replayed:
-            # First the hold: a night's run between the two would undo what is to come.
-            set_hold(warehouse, variant, _ROLLBACK, current.author)
             with current.stage("rollback"):
                 then = _version(former, current.inputs[RANKINGS.name])
                 old = tables.read(warehouse, RANKINGS, then).where(F.col("variant") == variant)
                 there = old.join(current.read(ITEMS).select("item_id"), on="item_id", how="left_semi")
                 there = there.join(current.read(QUERIES).select("query_id"), on="query_id", how="left_semi")
-                in_order = Window.partitionBy("variant", "query_id").orderBy("rank", "item_id")
-                rows = there.withColumn("rank", F.row_number().over(in_order)).drop("changed_by")
-                change = tables.compare(warehouse, RANKINGS, rows, current.author, scope=F.col("variant") == variant)
+                in_scope = F.col("variant") == variant
+                change = tables.compare(warehouse, RANKINGS, closed_up(there), current.author, scope=in_scope)
                 current.count(ranked=change.given, new=change.inserted, changed=change.updated, removed=change.deleted)
+                # First the hold: a night's run between the two would undo what is to come. And none if that cannot be.
+                set_hold(warehouse, variant, _ROLLBACK, current.author)
                 current.commit(tables.publish(warehouse, change, current.author))
             current.inputs = dict(ledger.pinned(former))
     return current.summary()
 
 
 def set_hold(warehouse: Warehouse, variant: str, reason: str, author: Author) -> Commit:
-    """Stop publishing of a variant, for runs that start from now on."""
+    """Stop publishing of a variant, for runs that start from now on. Of one that is on hold a rollback puts its name in
+    the hold, by which maintenance keeps what it went back to; whoever else asks again changes nothing."""
+    at = tables.snapshot(warehouse, HOLDS)
+    if reason != _ROLLBACK and at is not None and not tables.read(warehouse, HOLDS, at).where(_of(variant)).isEmpty():
+        return Commit(HOLDS, at.version, at.version)
     values = (RANKINGS.name, variant, reason, author.run_id, datetime.now(UTC))
     rows = warehouse.spark.createDataFrame([values], tables.ddl(HOLDS))
     change = tables.compare(warehouse, HOLDS, rows, author, scope=_of(variant))

@@ -34,11 +34,12 @@ class Watermark:
 
 @dataclass(frozen=True)
 class Past:
-    """`mine`: the run's own row; `over`: the runs of its job and target that are over, the latest first; `ended`: which
-    of the leases' holders are no more."""
+    """`mine`: the run's own row; `over`: the runs of its job and target that are over, the latest first; `begun`: those
+    that failed after they had published a part; `ended`: which of the leases' holders are no more."""
 
     mine: Row | None = None
     over: tuple[Row, ...] = ()
+    begun: tuple[Row, ...] = ()
     ended: frozenset[tuple[str, str, int]] = frozenset()
 
     def watermark(self, covered: str, digest: str) -> Watermark | None:
@@ -61,18 +62,20 @@ def look(warehouse: Warehouse, author: Author, target: str | None, leases: Seque
     is_holder = F.lit(False)
     for job, run_id in {(lease.job, lease.run_id) for lease in leases}:
         is_holder |= (F.col("job") == job) & (F.col("run_id") == run_id)
-    is_past = (F.col("job") == author.job) & F.col("status").isin(list(OVER))
+    is_begun = (F.col("status") == "failed") & (F.size("published") > 0)
+    is_past = (F.col("job") == author.job) & (F.col("status").isin(list(OVER)) | is_begun)
     is_past &= F.col("target").eqNullSafe(F.lit(target))
     # One job's runs of years are some thousand rows: put in order here, they take one task and no shuffle.
     rows = tables.read(warehouse, RUNS, at).where(is_mine | is_holder | is_past).collect()
     of_job = [row for row in rows if row["job"] == author.job]
     over = [row for row in of_job if row["status"] in OVER and row["target"] == target]
+    begun = tuple(row for row in of_job if row["status"] == "failed" and row["published"] and row["target"] == target)
     over.sort(key=lambda row: (row["epoch"] or 0, row["started_at"]), reverse=True)
     own = [row for row in of_job if row["run_id"] == author.run_id]
     mine = max(own, key=lambda row: row["epoch"] or 0, default=None)
     # By the epoch, too: a run that failed and was started again has not ended, though its row may still say so.
     ended = frozenset((row["job"], row["run_id"], row["epoch"] or 0) for row in rows if row["status"] in _ENDED)
-    return Past(mine, tuple(over[:_LOOKED_AT]), ended)
+    return Past(mine, tuple(over[:_LOOKED_AT]), begun, ended)
 
 
 def pinned(row: Row) -> dict[str, Snapshot]:
@@ -99,7 +102,7 @@ def refuse_older(
     author: Author, as_of: date | None, inputs: Mapping[str, Snapshot | None], cut_off: Row | None, past: Past
 ) -> None:
     """Raises NewerPublished when a run of a later day, of later versions, or one that was opened later is over."""
-    newest = max((row["as_of"] for row in past.over if row["as_of"]), default=None)
+    newest = max((row["as_of"] for row in (*past.over, *past.begun) if row["as_of"]), default=None)
     if newest is not None and as_of is not None and as_of < newest:
         raise NewerPublished(f"{author.job}: asked for {as_of}, but {newest} is published already; nothing was done")
     last = past.over[0] if past.over else None

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do now. `counts`, `fields`: None where it cannot be known without the change feed."""
+    """What a run would do now. `counts`, `fields`: None where it cannot be known without the change feed. `covers`: see
+    `open_run`."""
 
     job: str
     as_of: date | None
@@ -54,6 +55,7 @@ class Plan:
     counts: Mapping[str, int | None]
     fields: Mapping[str, int] | None = None
     estimate: Estimate | None = None
+    covers: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "as_of": self.as_of.isoformat() if self.as_of else None}

@@ -229,6 +229,7 @@ def open_run(
     target: str | None = None,
     is_ordered: bool = True,
     is_pinned: bool = False,
+    dated_by: Sequence[Table] | None = None,
     settings_digest: bytes,
     as_of: date | None = None,
     leases: LeaseSettings | None = None,
@@ -240,7 +241,8 @@ def open_run(
     `reads`: state and log tables, and the memory tables whose growth since the last run the job goes by. `covers`: what
     the run brings up to date, to the digest of all that decides it (see `Run.watermark`). `target`: the part of a table
     that the run publishes, where a job has several (a source, a judgment set). `is_ordered`: false for a job that only
-    adds to a log, where an older day may come after a newer one. `is_pinned`: it reads versions of long ago. `plan`: a
+    adds to a log, where an older day may come after a newer one. `is_pinned`: it reads versions of long ago.
+    `dated_by`: the tables whose newest commit gives the day; None: those that it reads and does not publish. `plan`: a
     saved plan, whose versions are read.
 
     A run that is over already comes back as replayed: do nothing then. A run that died is resumed with what it had
@@ -265,7 +267,8 @@ def open_run(
         sourced = _sourced(warehouse, source, pins.get(_SOURCE) if pins else None) if source else None
         inputs = _inputs(warehouse, reads, pins)
         if as_of is None and not is_resumed:
-            as_of = _newest_date(warehouse, [table for table in reads if table not in publishes], inputs, sourced)
+            dated_by = [table for table in reads if table not in publishes] if dated_by is None else dated_by
+            as_of = _newest_date(warehouse, dated_by, inputs, sourced)
         if is_ordered:
             ledger.refuse_older(Author(job, run_id), as_of, inputs, past.mine if is_resumed else None, past)
         if sourced:
@@ -367,7 +370,7 @@ def keep_plan(warehouse: Warehouse, plan: Plan) -> None:
     """Put a saved plan's versions into `runs`, so that maintenance keeps them."""
     inputs = {name: Snapshot(str(at["table_id"]), int(at["version"])) for name, at in plan.inputs.items()}
     author = Author(plan.job, f"plan-{settings_digest(plan.as_json()).hex()}")
-    run = Run(warehouse, author, plan.as_of, False, dict(inputs))
+    run = Run(warehouse, author, plan.as_of, False, dict(inputs), covers=dict(plan.covers))
     _write(run, "planned", bytes.fromhex(plan.settings_digest))
 
 

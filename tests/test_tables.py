@@ -1,5 +1,6 @@
 """The three kinds of table: what publishing writes, what it refuses, and what readers see."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from ecomspark import tables
 from ecomspark.errors import ConfigError, ContractError, NewerPublished
 from ecomspark.schemas import CANDIDATES, INTERACTIONS, ITEMS, SCORES, Column, Table, column
 from ecomspark.tables import Author, Warehouse
+from ecomspark.tables.commits import info_of
 
 ME = Author("test_job", "run-1")
 
@@ -263,6 +265,8 @@ def test_commits_name_their_run_and_carry_no_value(warehouse: Warehouse, rows: C
     assert all('"run_id": "run-1"' in row["userMetadata"] for row in history if row["version"] > 0)
     assert "canary-title" not in str(history)
     assert "canary-edited" not in str(history)
+    assert json.loads(info_of(warehouse, ITEMS, 2).userMetadata().get())["run_id"] == "run-1"
+    assert info_of(warehouse, ITEMS, 99) is None, "what the log no longer has is no error"
 
 
 def test_a_warehouse_can_be_a_schema_of_a_catalog(spark: Any, rows: Callable[..., Any]) -> None:

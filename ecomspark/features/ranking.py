@@ -110,6 +110,12 @@ def incomplete(shares: DataFrame, min_scored_share: float) -> DataFrame:
     return marked.where(F.col("is_kept_back") | (F.col("unread_count") > 0)).drop("unread_count")
 
 
+def closed_up(rankings: DataFrame) -> DataFrame:
+    """Rows of `rankings`, of which some were left out, with ranks that leave none out; nobody has changed them yet."""
+    in_order = Window.partitionBy("variant", "query_id").orderBy("rank", "item_id")
+    return rankings.withColumn("rank", F.row_number().over(in_order)).drop("changed_by")
+
+
 def ranked(
     candidates: DataFrame, variant: str, policy: Policy, calibration: list[tuple[float, float]], as_of: date
 ) -> DataFrame:

@@ -149,6 +149,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
         reads=READS,
         publishes=leased(chosen),
         covers={table.name: _RULES.hex() for table in memory},
+        dated_by=READS,  # it publishes to nearly all of them
         settings_digest=config.deciding_digest(),
         as_of=as_of,
         leases=config.leases,
@@ -165,7 +166,8 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
                 for table in memory:
                     with current.stage(f"collect {table.name}"):
                         _collect(current, table, found, config.memory_retention_days, current.as_of)
-            for table in _chosen(warehouse, config):
+            # Not looked for again: a table that came meanwhile is nobody's that this run has a lease on.
+            for table in dict.fromkeys((*chosen, UNREFERENCED) if memory else chosen):
                 with current.stage(table.name):
                     _tidy(current, table, kept, config)
     return current.summary()
@@ -350,10 +352,13 @@ def _tidy(current: Run, table: Table, kept: _Kept, config: Config) -> None:
     # With the margin: a file that is younger may be of a commit under way.
     since, at = now - timedelta(config.rollback_days) - _MARGIN, tables.snapshot(warehouse, table)
     if table not in _LEDGERS:
-        needed = tables.needed_since(warehouse, table, kept.oldest[table.name])
-        since = min(since, needed - _MARGIN) if needed else since
+        oldest = kept.oldest[table.name]
+        written = tables.written_at(warehouse, table, oldest) - _MARGIN
+        if oldest != at:  # the newest needs no file that was ever removed
+            since = min(since, written)
+        # Its commit must stay in the log, also of one that is the newest now and will not be when a run still reads it.
         # In months: so the property moves seldom, and always long before the oldest version would be forgotten.
-        days = 30 * -(-((now - since).days + 1 + _AHEAD) // 30)
+        days = 30 * -(-((now - min(since, written)).days + 1 + _AHEAD) // 30)
         known_since = tables.removals_known_since(warehouse, table)
         current.commit(tables.keep_history(warehouse, table, days, author))
         if known_since > since:

@@ -18,7 +18,7 @@ from ecomspark import parts, tables
 from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ContractError, OnHold
 from ecomspark.features.changed import candidates_of_pairs, changed_fields, queries_of_items, queries_of_pairs
-from ecomspark.features.ranking import Policy, aged, incomplete, of_policy, ranked, scored_shares
+from ecomspark.features.ranking import Policy, aged, closed_up, incomplete, of_policy, ranked, scored_shares
 from ecomspark.features.scores import PAIR, pair_texts, sources_of, standing
 from ecomspark.features.texts import ITEM_FIELDS
 from ecomspark.ledger import Watermark
@@ -102,8 +102,9 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
                 current.count(**_counts(touched))
             if touched is not None and current.rows["reranked_queries"]:
                 _rank(current, touched, checkpoint, config)
-            if held:
-                raise _on_hold(held)  # the run is not over: started again after the release, it does what was left
+    # The run is over for the variants that it covers; those on hold are brought forward by the first after the release.
+    if held and not current.is_replayed:
+        raise _on_hold(held)
     return current.summary()
 
 
@@ -115,7 +116,8 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
     with planned_run(warehouse, JOB, reads=READS, publishes=PUBLISHES, covers=covers, as_of=as_of) as current:
         counts = _counts(find(current, checkpoint, config)) if covers else {"reranked_queries": 0}
         digest = _digest(checkpoint, config).hex()
-        return Plan(JOB, current.as_of, digest, as_pins(current.inputs), counts, _fields(current, config))
+        fields = _fields(current, config)
+        return Plan(JOB, current.as_of, digest, as_pins(current.inputs), counts, fields, covers=covers)
 
 
 def _fields(current: Run, config: Config) -> dict[str, int] | None:
@@ -354,7 +356,7 @@ def _publish(current: Run, work: _Work, checkpoint: Checkpoint, config: Config, 
     ]
     look_again = reduce(DataFrame.unionByName, watched).persist()
     counts = look_again.agg(F.count("*").alias("all"), F.count_if("is_kept_back").alias("kept")).collect()[0]
-    kept = look_again.where("is_kept_back")
+    kept = look_again.where("is_kept_back").select("variant", "query_id")
     rows = []
     for variant in variants:
         policy = config.variants[variant]
@@ -367,6 +369,8 @@ def _publish(current: Run, work: _Work, checkpoint: Checkpoint, config: Config, 
         F.lit(checkpoint.scorer_digest).alias("scorer_digest"),
         F.lit(checkpoint.card.calibration_digest).alias("calibration_digest"),
     )
+    if counts["kept"]:
+        rankings = rankings.unionByName(_what_stays(current, kept, mine, work.buckets))
     touched = work.touched.select("variant", "query_id")
     in_scope = F.col("variant").isin(variants)
     change = tables.compare(
@@ -376,7 +380,6 @@ def _publish(current: Run, work: _Work, checkpoint: Checkpoint, config: Config, 
         current.author,
         scope=in_scope,
         within=touched,
-        keep=kept.select("variant", "query_id"),
         buckets=work.buckets,
     )
     current.count(
@@ -394,6 +397,15 @@ def _publish(current: Run, work: _Work, checkpoint: Checkpoint, config: Config, 
         )
         current.commit(tables.publish(current.warehouse, of_kept, current.author))
     look_again.unpersist()
+
+
+def _what_stays(current: Run, kept: DataFrame, mine: dict[str, DataFrame], buckets: list[int] | None) -> DataFrame:
+    """The rows of queries that are kept back, less those whose item or candidate is gone."""
+    old = tables.read(current.warehouse, RANKINGS, tables.snapshot(current.warehouse, RANKINGS), buckets)
+    of_kept = old.join(kept, on=["variant", "query_id"], how="left_semi")
+    there = [rows.select(F.lit(name).alias("variant"), "query_id", "item_id") for name, rows in mine.items()]
+    still = reduce(DataFrame.unionByName, there)
+    return closed_up(of_kept.join(still, on=["variant", "query_id", "item_id"], how="left_semi"))
 
 
 def _of_variant(work: _Work, variant: str) -> DataFrame:

@@ -149,6 +149,7 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
             counts={**work.counts, "queries_to_score_for": queries},
             fields=changed_fields(work.of_items, ITEM_FIELDS) if work.of_items else {} if is_known else None,
             estimate=Estimate.of(current.past.over, work.to_score, size),
+            covers=covers,
         )
 
 

@@ -15,10 +15,10 @@ from ecomspark.tables.maintenance import (
     file_count,
     has_small_files,
     keep_history,
-    needed_since,
     optimise,
     removals_known_since,
     vacuum,
+    written_at,
 )
 from ecomspark.tables.publish import Change, append_log, append_memory, compare, drop, publish, put
 from ecomspark.tables.source import MALFORMED, Source, Sourced, read_source
@@ -46,6 +46,6 @@ __all__ = [
     "Warehouse", "append_log", "append_memory", "bucket_of", "buckets_of", "changes", "collect", "committed_at",
     "compare", "conform", "create", "ddl", "delete", "differences", "drop", "empty", "ever_since",
     "exists", "fence_off", "file_count", "give_back", "has_small_files", "jar_version", "keep_history",
-    "needed_since", "optimise", "place_of", "publish", "put", "read", "read_leases", "read_memory", "read_source",
-    "removals_known_since", "renew", "snapshot", "take", "vacuum",
+    "optimise", "place_of", "publish", "put", "read", "read_leases", "read_memory", "read_source",
+    "removals_known_since", "renew", "snapshot", "take", "vacuum", "written_at",
 ]  # fmt: skip

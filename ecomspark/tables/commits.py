@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from delta.exceptions import DeltaConcurrentModificationException
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame
 
 from ecomspark import __version__
@@ -169,5 +170,10 @@ def info_of(warehouse: Warehouse, table: Table, version: int) -> Any:
     log = log_of(warehouse, table).deltaLog()
     path = jvm.org.apache.spark.sql.delta.util.FileNames.unsafeDeltaFile(log.logPath(), version)
     manager = jvm.org.apache.spark.sql.delta.DeltaHistoryManager
-    found = manager.getCommitInfoOpt(log.store(), path, log.newDeltaHadoopConf())
+    try:
+        found = manager.getCommitInfoOpt(log.store(), path, log.newDeltaHadoopConf())
+    except Py4JJavaError as error:
+        if error.java_exception.getClass().getName() != "java.io.FileNotFoundException":
+            raise
+        return None
     return found.get() if found.isDefined() else None

@@ -82,15 +82,13 @@ def removals_known_since(warehouse: Warehouse, table: Table) -> datetime:
     return max(back, datetime.fromisoformat(stated)) if stated else back
 
 
-def needed_since(warehouse: Warehouse, table: Table, oldest: Snapshot) -> datetime | None:
-    """When the version was written, UTC: files removed before are not needed to read it or what changed since. Of a
-    version that the log no longer has, the time of the first after it. None: it is the newest, and needs no other file
-    than that."""
-    now = newest(warehouse, table)
-    for version in range(oldest.version, now.version):
+def written_at(warehouse: Warehouse, table: Table, at: Snapshot) -> datetime:
+    """When a version was written, UTC: files removed before are not needed to read it or what changed since. Of one
+    that the log no longer has, the time of the first after it."""
+    for version in range(at.version, newest(warehouse, table).version + 1):
         if (info := info_of(warehouse, table, version)) is not None:
             return datetime.fromtimestamp(info.timestamp().getTime() / 1000, UTC)
-    return None
+    raise AssertionError(f"{table.name}: a log without its newest commit")
 
 
 def vacuum(warehouse: Warehouse, table: Table, since: datetime, author: Author) -> int:

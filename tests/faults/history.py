@@ -1,14 +1,14 @@
 """What the tables of a small shop must hold after any history of nights, in plain Python: no Spark, no versions, no feeds.
 
 Written from the rules, not from the code: a pair of texts is scored once per scorer, for ever; a query is ranked when
-all of its candidates are scored by the scorer of the settings, and otherwise keeps its old ranking whole; a row of a
-ranking changes when its rank, a term or a text behind it does. Not here: candidates by BM25 (they are given), errors
+all of its candidates are scored by the scorer of the settings, and otherwise keeps its old ranking, less what is gone; a
+row of a ranking changes when its rank, a term or a text behind it does. Not here: candidates by BM25 (they are given), errors
 of the scorer, stock, ratings, categories.
 """
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from decimal import ROUND_HALF_UP, Decimal
@@ -261,7 +261,7 @@ def apply(state: State, step: Step) -> State:
     """What a step's night, or what becomes of it, must leave."""
     if isinstance(step, Replay):
         return state
-    is_over = not isinstance(step, Abandoned | Unscored | Rollback)
+    is_over = not isinstance(step, Abandoned | Unscored)
     state = replace(state, night=state.night + 1, is_over=is_over)
     if isinstance(step, Crash):
         return ranked(scored(changed(state, step.change)), state.run_id)
@@ -348,15 +348,20 @@ def recorded(state: State, pairs: list[Pair]) -> State:
 
 
 def ranked(state: State, run_id: str, variants: list[str] | None = None, is_over: bool = True) -> State:
-    """Every query ranked anew, but those that a candidate's score is lacking for."""
+    """Every query ranked anew, but those that a candidate's score is lacking for: they keep the order of what is still
+    among their candidates."""
     variants = list(VARIANTS) if variants is None else variants
     waiting = {query for query, _, _ in lacking(state)}
     shown = dict(state.shown)
     for variant in variants:
-        for query in (query for query in QUERIES if query not in waiting):
-            chosen = tuple((name, state.items[name]) for name in candidates(state, query))
-            rows = ranking(variant, query, chosen, state.scorer, state.day)
-            shown[variant, query] = published(shown.get((variant, query), ()), rows, run_id)
+        for query in QUERIES:
+            old = shown.get((variant, query), ())
+            if query in waiting:
+                rows = closed_up(row for row in old if row.item in candidates(state, query))
+            else:
+                chosen = tuple((name, state.items[name]) for name in candidates(state, query))
+                rows = ranking(variant, query, chosen, state.scorer, state.day)
+            shown[variant, query] = published(old, rows, run_id)
     state = replace(state, shown={key: rows for key, rows in shown.items() if rows})
     is_left = is_over and MAIN in variants
     return replace(state, left=(*state.left, (run_id, of_main(state.shown)))) if is_left else state
@@ -367,12 +372,16 @@ def rolled_back(state: State, back: int, is_cut: bool = False) -> State:
     then, run_id = state.left[-1 - back][1], f"back-{state.night}"
     shown = {key: rows for key, rows in state.shown.items() if key[0] != MAIN}
     for key, rows in then.items():
-        there = (row for row in rows if state.items[row.item].is_listed)
-        closed = tuple(replace(row, rank=rank) for rank, row in enumerate(there, 1))
+        closed = closed_up(row for row in rows if state.items[row.item].is_listed)
         if closed:
             shown[key] = published(state.shown.get(key, ()), closed, run_id)
     state = replace(state, shown=shown)
     return state if is_cut else replace(state, left=(*state.left, (run_id, of_main(shown))))
+
+
+def closed_up(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Rows of a ranking, in order, of which some were left out, with ranks that leave none out."""
+    return tuple(replace(row, rank=rank) for rank, row in enumerate(rows, 1))
 
 
 def of_main(shown: Shown) -> Shown:

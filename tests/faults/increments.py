@@ -30,6 +30,7 @@ from history import (
     Vacuum,
     candidates,
     changed,
+    closed_up,
     differs,
     freshness,
     part_of,
@@ -239,6 +240,12 @@ class Increments:
             if is_waiting:
                 kept[variant, query] = True
                 if "waiting" not in self.forgotten:
+                    old = sorted(
+                        (r for key, r in shown.items() if key[:2] == (variant, query)), key=lambda row: row.rank
+                    )
+                    still = {name for name, _ in chosen}
+                    rows = closed_up(row for row in old if row.item in still)
+                    self._put(shown, variant, query, rows, self.shop.run_id)
                     continue
                 chosen = tuple(pair for pair in chosen if (query, pair[1].passage, self.shop.scorer) in scores)
             rows = ranking(variant, query, chosen, self.shop.scorer, self.shop.day)
@@ -316,7 +323,7 @@ class Increments:
         then = {key: row for key, row in whole.items() if key[2] in items}
         for query in QUERIES:
             rows = sorted((row for key, row in then.items() if key[1] == query), key=lambda row: row.rank)
-            self._put(shown, MAIN, query, (replace(row, rank=rank) for rank, row in enumerate(rows, 1)), run_id)
+            self._put(shown, MAIN, query, closed_up(rows), run_id)
         self.rankings.publish(shown)
         if is_cut and "over" not in self.forgotten:
             return

@@ -19,7 +19,7 @@ from ecomspark.models.checkpoint import open_checkpoint
 from ecomspark.pipelines import rank_candidates, score_candidates
 from ecomspark.plans import read_pins, save
 from ecomspark.runs import keep_plan
-from ecomspark.schemas import CANDIDATES, ITEMS, KEPT_BACK, LEASES, QUERIES, RANKINGS, RUNS, SCORES
+from ecomspark.schemas import CANDIDATES, HOLDS, ITEMS, KEPT_BACK, LEASES, QUERIES, RANKINGS, RUNS, SCORES
 from ecomspark.tables import Author
 
 TERMS = ("final_score", "relevance_term", "price_term", "sold_term", "rating_term", "freshness_term", "rank")
@@ -290,7 +290,8 @@ def test_a_saved_plan_pins_what_it_saw(world: World, tmp_path: Path) -> None:
     plan = score_candidates.plan(world.spark, world.score_config(), TODAY)
     save(plan, tmp_path / "plan.json")
     keep_plan(world.warehouse, plan)
-    assert world.rows(RUNS).where("status = 'planned'").count() == 1
+    kept = world.rows(RUNS).where("status = 'planned'").collect()
+    assert [list(row["covers"]) for row in kept] == [[tiny_digest(world, "tiny").hex()]], "its scores are kept, too"
     world.edit("c", title="iron teapot")
     world.publish(ITEMS)
     done = world.score("planned", plan=tmp_path / "plan.json")
@@ -304,7 +305,9 @@ def test_a_saved_plan_pins_what_it_saw(world: World, tmp_path: Path) -> None:
         world.score("changed", plan=tmp_path / "plan.json", max_tries=9)
 
 
-def test_a_rollback_holds_until_it_is_released_and_then_everything_comes_forward(world: World) -> None:
+def test_a_rollback_holds_until_it_is_released_and_then_everything_comes_forward(
+    world: World, monkeypatch: Any
+) -> None:
     first = world.shown()
     rows = sorted(map(str, world.rows(RANKINGS).drop("changed_by").collect()))
     world.edit("twin", sold=9_000, price=0.1)
@@ -328,6 +331,8 @@ def test_a_rollback_holds_until_it_is_released_and_then_everything_comes_forward
         world.rank("held")
     assert world.shown() == {query: items for query, items in without.items() if items}
     assert world.score("held").status == "nothing_to_do", "memory tables still fill"
+    kept = holds.set_hold(world.warehouse, "main", "by hand", Author("hold", "h"))
+    assert kept.before == kept.after, "the rollback's stays"
     holds.release(world.warehouse, "main", Author("release", "r1"))
     with pytest.raises(ContractError, match="expected a hold on the variant main, found none"):
         holds.release(world.warehouse, "main", Author("release", "r2"))
@@ -335,6 +340,10 @@ def test_a_rollback_holds_until_it_is_released_and_then_everything_comes_forward
     assert world.rank("full", full=True).status == "nothing_to_do", "the increment left nothing behind"
     with pytest.raises(ContractError, match=r"expected a run nobody .* found none"):
         holds.roll_back(world.warehouse, "nobody", "main", "b2", LeaseSettings())
+    monkeypatch.setattr(holds, "closed_up", None)
+    with pytest.raises(TypeError):
+        holds.roll_back(world.warehouse, "first", "main", "b3", LeaseSettings())
+    assert world.rows(HOLDS).isEmpty(), "a rollback that cannot be holds nothing"
 
 
 def test_a_sleeper_that_wakes_cannot_publish(world: World, monkeypatch: Any) -> None:  # R21
