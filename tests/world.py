@@ -22,6 +22,7 @@ from ecomspark.schemas import CANDIDATES, ITEMS, QUERIES, RANKINGS, TEXTS, Table
 from ecomspark.tables import Author, Warehouse
 
 TODAY = date(2026, 11, 1)
+NO_FEED = ("off", "vacuumed", "expired", "recreated")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,27 @@ class World:
             change = tables.compare(self.warehouse, table, frame, author)
             tables.publish(self.warehouse, change, author)
         self._publish_texts(author)
+
+    def publish_without_feed(self, fault: str) -> None:
+        """Publish the items so that what changed cannot be read from their change feed."""
+        path, of_log = self.folder / "warehouse" / ITEMS.name, self.spark._jvm.org.apache.spark.sql.delta.DeltaLog
+        if fault == "off":
+            properties = "('delta.enableChangeDataFeed' = 'false')"
+            self.spark.sql(f"ALTER TABLE delta.`{path}` SET TBLPROPERTIES {properties}")
+        if fault == "recreated":
+            shutil.rmtree(path)
+            of_log.clearCache()
+        self.publish(ITEMS)
+        if fault == "vacuumed":
+            for file in path.glob("_change_data/*.parquet"):
+                file.unlink()
+        if fault == "expired":
+            self.spark.sql(f"ALTER TABLE delta.`{path}` SET TBLPROPERTIES ('a' = 'b')")
+            of_log.forTable(self.spark._jsparkSession, str(path)).checkpoint()
+            *old, _ = sorted(path.glob("_delta_log/*.json"))  # Delta cannot do without the newest
+            for commit in old:
+                commit.unlink()
+            of_log.clearCache()
 
     def candidates(self) -> set[tuple[str, str]]:
         return {(q, i) for q in self.queries for i in self.items} if self.pairs is None else self.pairs

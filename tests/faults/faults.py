@@ -36,7 +36,7 @@ from replayed import Played, play  # noqa: E402
 from scans import Watch  # noqa: E402
 from shop import Shop  # noqa: E402
 from slow import Slow  # noqa: E402
-from world import Item, World, query_id  # noqa: E402
+from world import NO_FEED, Item, World, query_id  # noqa: E402
 
 from ecomspark import tables, text  # noqa: E402
 from ecomspark.errors import EcomsparkError, LeaseTaken  # noqa: E402
@@ -303,6 +303,26 @@ def answers(faults: Faults) -> None:
     )
 
 
+def feeds(faults: Faults) -> None:
+    """A night whose change feed of items cannot be read, in each of four ways, beside one whose can."""
+    calm = worlds.second_night(faults.spark, faults.copy("feeds"))
+    calm.score("s0", as_of=worlds.SECOND)
+    calm.rank("r0", worlds.SECOND)
+    calm.edit("i2", title="iron teapot", price=1.0)
+    del calm.items["i8"]
+    found = {}
+    for fault in ("", *NO_FEED):
+        world = calm.copy(faults.folder / f"feed-{fault}")
+        world.publish_without_feed(fault)
+        world.score("after", as_of=worlds.SECOND)
+        world.rank("after", worlds.SECOND)
+        rankings, scores = world.rows(RANKINGS).drop("changed_by").collect(), world.rows(SCORES).collect()
+        found[fault] = (sorted(map(str, rankings)), sorted(map(str, scores)))
+        faults.forget()
+    alike = [fault for fault in NO_FEED if found[fault] == found[""]]
+    faults.say("no change feed: rankings and scores as with it", alike, f"= {list(NO_FEED)}", alike == list(NO_FEED))
+
+
 def fifty(faults: Faults) -> None:
     """R20: nights in a row with small changes: memory and open files of the driver."""
     world = worlds.second_night(faults.spark, faults.copy("fifty"))
@@ -446,7 +466,7 @@ def histories(faults: Faults) -> None:
 
 
 FIGURES: dict[str, Callable[[Faults], None]] = {
-    f.__name__: f for f in (driver, executors, workers, disk, writers, answers, fifty, share, growth, histories)
+    f.__name__: f for f in (driver, executors, workers, disk, writers, answers, feeds, fifty, share, growth, histories)
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from fakes import Traced, logit
 from pyspark.sql import functions as F
-from shop import AS_OF, ITEMS, Shop
+from shop import AS_OF, Shop
 
 from ecomspark import tables
 from ecomspark.errors import CheckpointError, ContractError
@@ -50,19 +50,6 @@ def test_each_distinct_pair_has_the_score_of_the_model_in_one_process(ranked_sho
     assert list(frame["token_count"]) == alone.token_counts.tolist()
 
 
-def test_only_what_has_no_score_is_scored(copied: Shop) -> None:
-    assert copied.run("score_candidates", "again").rows["to_score"] == 0
-    copied.write_items([ITEMS[0], ("i02", "Edited Mug", *ITEMS[1][2:]), *ITEMS[2:]])
-    for job in ("import_items", "build_texts", "build_candidates"):
-        copied.run(job, "edit")
-    expected = copied.rows(CANDIDATES).where("item_id = 'i02'").count()
-    assert copied.run("score_candidates", "edit").rows["scored"] == expected > 0
-    copied.write_items([("i01", "Red Ceramic Mug", "99.00", "1", "2011-10-20"), *ITEMS[1:]])
-    for job in ("import_items", "build_texts", "build_candidates"):
-        copied.run(job, "back")
-    assert copied.run("score_candidates", "back").rows["to_score"] == 0, "a title changed back, a price: nothing to do"
-
-
 def test_another_type_is_another_scorer_and_a_run_says_what_it_cost(copied: Shop) -> None:
     pairs = copied.rows(SCORES).count()
     whole = {"data_types": {"relevance-1": "int8"}}
@@ -82,15 +69,6 @@ def test_another_type_is_another_scorer_and_a_run_says_what_it_cost(copied: Shop
         bytes(row["scorer_digest"]) for row in copied.rows(RANKINGS).select("scorer_digest").distinct().collect()
     }
     assert ranked_by == {digest}, "no ranking mixes scorers"
-
-
-def test_each_pair_is_forwarded_once_however_often_the_job_runs(copied: Shop, tmp_path: Path) -> None:
-    scorer = Traced(str(tmp_path))
-    first = run_traced(copied, "1", scorer, pairs_per_task=7)
-    again = run_traced(copied, "2", scorer)
-    assert first.rows["scored"] == len(scorer.evaluated()) == first.rows["to_score"]
-    assert again.rows["to_score"] == 0
-    assert again.status == "nothing_to_do"
 
 
 def test_a_pair_that_cannot_be_scored_is_kept_with_its_error_and_the_rest_goes_on(  # R7
