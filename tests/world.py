@@ -144,6 +144,7 @@ class World:
     def _shared(self) -> dict[str, Any]:
         return {
             "warehouse": self.warehouse.location,
+            "buckets": self.buckets,
             "models_folder": self.folder / "models",
             "checkpoint": self.checkpoint,
         }
