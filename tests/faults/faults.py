@@ -53,10 +53,8 @@ class Faults:
     def __init__(self, folder: Path, out: Path, rounds: int) -> None:
         from pyspark.sql import SparkSession
 
-        # Each hash table that a broadcast or a plan keeps has a page at least: of 64 MiB by default, ten of which more or
-        # less would hide what 50 runs leave.
         flags = "--conf spark.master=local[2,4] --conf spark.sql.shuffle.partitions=2 --conf spark.sql.adaptive.enabled=false"
-        flags += " --conf spark.buffer.pageSize=1m --conf spark.sql.ui.retainedExecutions=100"
+        flags += " --conf spark.sql.ui.retainedExecutions=100"
         os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {ROOT / 'conf/spark-local.conf'} {flags} pyspark-shell"
         self.spark = SparkSession.builder.appName("faults").getOrCreate()
         self.folder, self.out, self.rounds = folder, out, rounds
