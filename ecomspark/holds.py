@@ -75,18 +75,23 @@ def roll_back(warehouse: Warehouse, to: str, variant: str, run_id: str, leases: 
                 change = tables.compare(warehouse, RANKINGS, closed_up(there), current.author, scope=in_scope)
                 current.count(ranked=change.given, new=change.inserted, changed=change.updated, removed=change.deleted)
                 # First the hold: a night's run between the two would undo what is to come. And none if that cannot be.
-                set_hold(warehouse, variant, _ROLLBACK, current.author)
+                _put(warehouse, variant, _ROLLBACK, current.author)
                 current.commit(tables.publish(warehouse, change, current.author))
             current.inputs = dict(ledger.pinned(former))
     return current.summary()
 
 
 def set_hold(warehouse: Warehouse, variant: str, reason: str, author: Author) -> Commit:
-    """Stop publishing of a variant, for runs that start from now on. Of one that is on hold a rollback puts its name in
-    the hold, by which maintenance keeps what it went back to; whoever else asks again changes nothing."""
+    """Stop publishing of a variant, for runs that start from now on. One that is on hold stays as it is: of a
+    rollback's, maintenance keeps what it went back to."""
     at = tables.snapshot(warehouse, HOLDS)
-    if reason != _ROLLBACK and at is not None and not tables.read(warehouse, HOLDS, at).where(_of(variant)).isEmpty():
+    if at is not None and not tables.read(warehouse, HOLDS, at).where(_of(variant)).isEmpty():
         return Commit(HOLDS, at.version, at.version)
+    return _put(warehouse, variant, reason, author)
+
+
+def _put(warehouse: Warehouse, variant: str, reason: str, author: Author) -> Commit:
+    """Set a hold, or put another in the place of the one that is there."""
     values = (RANKINGS.name, variant, reason, author.run_id, datetime.now(UTC))
     rows = warehouse.spark.createDataFrame([values], tables.ddl(HOLDS))
     change = tables.compare(warehouse, HOLDS, rows, author, scope=_of(variant))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,10 @@ class Plan:
     as_of: date | None
     settings_digest: str
     inputs: Mapping[str, Mapping[str, str | int]]
+    covers: Mapping[str, str]
     counts: Mapping[str, int | None]
     fields: Mapping[str, int] | None = None
     estimate: Estimate | None = None
-    covers: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "as_of": self.as_of.isoformat() if self.as_of else None}

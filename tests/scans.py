@@ -39,9 +39,11 @@ class Watch:
     def scans(self, warehouse: Path) -> list[Scan]:
         """Each reading of a table's data; the reading of logs is not among them."""
         found = []
-        for execution in self._executions():
-            if execution.executionId() <= self.execution:
-                continue
+        new = [e for e in self._executions() if e.executionId() > self.execution]
+        # Ids are given one by one: a gap at the start is what spark.sql.ui.retainedExecutions let go of.
+        assert new, "nothing was executed"
+        assert min(e.executionId() for e in new) == self.execution + 1, f"the first of {len(new)} plans are not kept"
+        for execution in new:
             status = self.spark._jsparkSession.sharedState().statusStore()
             values = status.executionMetrics(execution.executionId())
             for node in _listed(status.planGraph(execution.executionId()).allNodes()):

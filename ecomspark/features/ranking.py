@@ -111,7 +111,7 @@ def incomplete(shares: DataFrame, min_scored_share: float) -> DataFrame:
 
 
 def closed_up(rankings: DataFrame) -> DataFrame:
-    """Rows of `rankings`, of which some were left out, with ranks that leave none out; nobody has changed them yet."""
+    """Rows of `rankings`, of which some were left out, with ranks that leave none out; without `changed_by`."""
     in_order = Window.partitionBy("variant", "query_id").orderBy("rank", "item_id")
     return rankings.withColumn("rank", F.row_number().over(in_order)).drop("changed_by")
 

@@ -116,8 +116,7 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
     with planned_run(warehouse, JOB, reads=READS, publishes=PUBLISHES, covers=covers, as_of=as_of) as current:
         counts = _counts(find(current, checkpoint, config)) if covers else {"reranked_queries": 0}
         digest = _digest(checkpoint, config).hex()
-        fields = _fields(current, config)
-        return Plan(JOB, current.as_of, digest, as_pins(current.inputs), counts, fields, covers=covers)
+        return Plan(JOB, current.as_of, digest, as_pins(current.inputs), covers, counts, _fields(current, config))
 
 
 def _fields(current: Run, config: Config) -> dict[str, int] | None:

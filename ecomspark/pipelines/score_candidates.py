@@ -146,10 +146,10 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
             as_of=current.as_of,
             settings_digest=config.deciding_digest(checkpoint.scorer_digest.hex()).hex(),
             inputs=as_pins(current.inputs),
+            covers=covers,
             counts={**work.counts, "queries_to_score_for": queries},
             fields=changed_fields(work.of_items, ITEM_FIELDS) if work.of_items else {} if is_known else None,
             estimate=Estimate.of(current.past.over, work.to_score, size),
-            covers=covers,
         )
 
 

@@ -95,8 +95,8 @@ def vacuum(warehouse: Warehouse, table: Table, since: datetime, author: Author) 
     """Delete the files that no version later than `since` needs, and those that no version has; how many.
 
     Nothing is written to the log where there is none to delete; empty folders go with the next files. Delta's own
-    refusal of short times is put aside, and its habit (since 4.1) to go by the table's property instead of by the
-    hours that it is told: what must be kept is known here. It goes by whole hours, and would round a part of one down:
+    refusal of short times is put aside, and its habit to go by the table's property instead of by the hours
+    that it is told: what must be kept is known here. It goes by whole hours, and would round a part of one down:
     files live up to an hour longer than asked for.
     """
     hours = math.ceil((datetime.now(UTC) - since) / timedelta(hours=1))

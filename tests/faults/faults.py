@@ -54,7 +54,7 @@ class Faults:
         from pyspark.sql import SparkSession
 
         flags = "--conf spark.master=local[2,4] --conf spark.sql.shuffle.partitions=2 --conf spark.sql.adaptive.enabled=false"
-        flags += " --conf spark.sql.ui.retainedExecutions=100"
+        flags += " --conf spark.sql.ui.retainedExecutions=300"
         os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {ROOT / 'conf/spark-local.conf'} {flags} pyspark-shell"
         self.spark = SparkSession.builder.appName("faults").getOrCreate()
         self.folder, self.out, self.rounds = folder, out, rounds

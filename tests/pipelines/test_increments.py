@@ -181,10 +181,13 @@ def test_of_a_query_that_changed_only_its_files_are_read(world: World) -> None:
     world.publish(QUERIES)
     evaluated = len(world.scorer.evaluated())
     watch = Watch(world.spark)
-    scored, ranked = world.score("asked"), world.rank("asked")
+    scored = world.score("asked")
+    scans = watch.scans(world.folder / "warehouse")
+    watch = Watch(world.spark)
+    ranked = world.rank("asked")
+    scans += watch.scans(world.folder / "warehouse")
     assert (scored.rows["changed_text"], scored.rows["unchanged"], ranked.rows["reranked_queries"]) == (2, 5, 1)
     assert sorted(world.scorer.evaluated()[evaluated:]) == ["blue mug", "glass teapot"]
-    scans = watch.scans(world.folder / "warehouse")
     laid_out_by = {CANDIDATES: query_id("pot"), SCORES: text.digest("glass pot"), RANKINGS: query_id("pot")}
     for table, digest in laid_out_by.items():
         rows = world.spark.read.format("delta").load(world.warehouse.path(table))
@@ -338,16 +341,26 @@ def test_a_sleeper_that_wakes_cannot_publish(world: World, monkeypatch: Any) -> 
     """Its lease ended while it slept between finding a change and publishing it; nobody published in between."""
     world.edit("a", price=50.0)
     world.publish(ITEMS)
-    publish = rank_candidates.tables.publish
+    publish, renew = rank_candidates.tables.publish, tables.renew
     before = tables.snapshot(world.warehouse, RANKINGS)
+
+    def no_fence(*_: Any) -> None:
+        raise OSError("full")
 
     def sleeping(warehouse: Any, change: Any, author: Author) -> Any:
         monkeypatch.setattr(rank_candidates.tables, "publish", publish)
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, "fence_off", no_fence)
+            with pytest.raises(OSError, match="full"):
+                world.rank("unlucky", leases={"seconds": 600})
+        lease = tables.read_leases(warehouse).rows[RANKINGS.name]
+        assert (lease.run_id, lease.nonce != tables.GIVEN_BACK) == ("unlucky", True), "else the next would not fence"
         world.rank("second", leases={"seconds": 600})
         return publish(warehouse, change, author)
 
     monkeypatch.setattr(rank_candidates.tables, "publish", sleeping)
-    monkeypatch.setattr(tables, "renew", lambda *_: True)  # who sleeps renews nothing
+    # Who sleeps renews nothing.
+    monkeypatch.setattr(tables, "renew", lambda *given: given[2].run_id == "sleeper" or renew(*given))
     with pytest.raises(LeaseTaken, match="the lease of this run was taken over by rank_candidates, run second"):
         world.rank("sleeper", leases={"seconds": 0.01})
     by = {row["changed_by"] for row in world.rows(RANKINGS).collect()}

@@ -118,6 +118,15 @@ def test_old_files_go_when_no_run_has_pinned_them_any_more(copied: Shop) -> None
     assert copied.rows(ITEMS_TABLE).where("title = 'Edited Mug'").count() == 1
 
 
+def test_the_log_keeps_the_commit_of_a_table_that_nobody_changed_for_long(copied: Shop) -> None:
+    """A run may read it today; once the table changes, that version is no longer the newest."""
+    age(copied, 100 * 24)
+    copied.run("maintain", "1", as_of=days(1), tables=["splits"], rollback_days=0)
+    properties = copied.spark.sql(f"SHOW TBLPROPERTIES {copied.warehouse.name(TABLES['splits'])}").collect()
+    kept = {row["key"]: row["value"] for row in properties}["delta.logRetentionDuration"]
+    assert kept == "interval 150 days", "100, a day of rounding, and 30 ahead, in months"
+
+
 def test_a_night_can_be_put_back_after_maintenance(copied: Shop) -> None:
     def ranks() -> list[Any]:
         return sorted((bytes(r["query_id"]), r["item_id"], r["rank"]) for r in copied.rows(RANKINGS).collect())

@@ -1,14 +1,16 @@
 """Rankings end to end: whole queries, one scorer each, only what differs, and no model needed."""
 
-from datetime import date
+from datetime import date, timedelta
 
 import pytest
 from pyspark.sql import functions as F
-from shop import ITEMS, Shop
+from shop import AS_OF, ITEMS, Shop
 
-from ecomspark.errors import ConfigError, NewerPublished
+from ecomspark.errors import ConfigError, NewerPublished, OnHold
+from ecomspark.holds import set_hold
 from ecomspark.models.checkpoint import open_checkpoint
 from ecomspark.schemas import QUERIES, RANKINGS, RUNS
+from ecomspark.tables import Author
 
 TERMS = ("relevance_term", "price_term", "sold_term", "rating_term", "freshness_term")
 
@@ -69,6 +71,20 @@ def test_a_query_that_lost_its_last_candidate_leaves_the_rankings(copied: Shop) 
     copied.run("import_items", "fewer", max_deleted_share=0.5)
     copied.run("rank_candidates", "fewer")
     assert copied.rows(RANKINGS).where(of_query).isEmpty()
+
+
+def test_while_one_variant_is_on_hold_the_others_go_on(copied: Shop) -> None:
+    set_hold(copied.warehouse, "main", "checking", Author("hold", "h"))
+    copied.write_items([("i01", "Red Ceramic Mug", "99.00", "100", "2011-10-20"), *ITEMS[1:]])
+    copied.run("import_items", "price")
+    later = AS_OF + timedelta(1)
+    with pytest.raises(OnHold, match="the variant main is on hold"):
+        copied.run("rank_candidates", "held", later)
+    assert {row["variant"] for row in copied.rows(RANKINGS).where("changed_by = 'held'").collect()} == {"judged"}
+    run = copied.rows(RUNS).where("job = 'rank_candidates' AND run_id = 'held'").collect()[0]
+    assert (run["status"], list(run["covers"])) == ("published", ["judged"])
+    with pytest.raises(NewerPublished, match="asked for 2011-11-01, but 2011-11-02 is published already"):
+        copied.run("rank_candidates", "older")
 
 
 def test_a_run_is_replayed_and_refused_with_other_settings(copied: Shop) -> None:
