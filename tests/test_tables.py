@@ -1,7 +1,10 @@
 """The three kinds of table: what publishing writes, what it refuses, and what readers see."""
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from ecomspark import tables
 from ecomspark.errors import ConfigError, ContractError, NewerPublished
 from ecomspark.schemas import CANDIDATES, INTERACTIONS, ITEMS, SCORES, Column, Table, column
 from ecomspark.tables import Author, Warehouse
-from ecomspark.tables.commits import info_of
+from ecomspark.tables.commits import committed, info_of, turn, write
 
 ME = Author("test_job", "run-1")
 
@@ -152,6 +155,39 @@ def test_of_two_appends_to_a_log_at_once_one_is_refused(
     with pytest.raises(NewerPublished, match="at the same moment"):
         tables.append_log(warehouse, INTERACTIONS, frame, ME)
     assert newest(warehouse, INTERACTIONS).count() == 1
+
+
+def test_of_two_commits_under_way_at_once_one_is_told(
+    warehouse: Warehouse, rows: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Both have begun at one version: it is Delta that refuses the second, by an exception of its own."""
+    begun, landed = tmp_path / "begun", tmp_path / "landed"
+
+    def slowly(batches: Any) -> Any:
+        begun.touch()
+        while not landed.exists():
+            time.sleep(0.05)
+        yield from batches
+
+    at = tables.create(warehouse, INTERACTIONS)
+    other = Warehouse(warehouse.spark.newSession(), warehouse.location, warehouse.buckets)
+    frame = rows(INTERACTIONS, {"interaction_id": "1"})
+    slow = frame.coalesce(1).mapInPandas(slowly, frame.schema)
+    turn_of_both = turn(warehouse, INTERACTIONS, at, ME)
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(
+            committed, other, INTERACTIONS, ME, lambda: write(other, INTERACTIONS, slow, turn_of_both)
+        )
+        try:
+            while not begun.exists():
+                assert not under_way.done(), under_way.result()
+                time.sleep(0.05)
+            tables.append_log(warehouse, INTERACTIONS, rows(INTERACTIONS, {"interaction_id": "2"}), ME)
+        finally:
+            landed.touch()
+        with pytest.raises(NewerPublished, match="at the same moment"):
+            under_way.result()
+    assert [row["interaction_id"] for row in newest(warehouse, INTERACTIONS).collect()] == ["2"]
 
 
 def test_a_pinned_version_is_what_is_read(warehouse: Warehouse, rows: Callable[..., Any]) -> None:

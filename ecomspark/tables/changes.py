@@ -2,6 +2,7 @@
 read."""
 
 import logging
+import re
 from collections.abc import Sequence
 
 from py4j.protocol import Py4JJavaError
@@ -44,8 +45,7 @@ def changes(
         changed = net(table, _feed(warehouse, table, since, until), columns).persist()
         changed.count()
     except (PySparkException, Py4JJavaError) as error:
-        condition = error.getCondition() if isinstance(error, PySparkException) else None
-        return _unknown(table, condition or type(error).__name__)
+        return _unknown(table, _condition(error))
     return changed
 
 
@@ -110,6 +110,14 @@ def _comparable(table: Table, name: str) -> Column:
 def _no_feed(warehouse: Warehouse, table: Table) -> DataFrame:
     columns = ", ".join(f"`{column.name}` {column.type}" for column in table.columns)
     return warehouse.spark.createDataFrame([], f"{columns}, _change_type string, _commit_version bigint")
+
+
+def _condition(error: PySparkException | Py4JJavaError) -> str:
+    """The error's name as Spark and Delta number their errors: of the message no more, which may quote a row."""
+    if isinstance(error, PySparkException):
+        return error.getCondition() or type(error).__name__
+    named = re.search(r"\[([A-Z][A-Z_.]+)\]", str(error.java_exception.toString()))
+    return named[1] if named else type(error).__name__
 
 
 def _unknown(table: Table, why: str) -> DataFrame | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from delta.exceptions import DeltaConcurrentModificationException
+from delta import exceptions
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame
 
@@ -29,6 +29,17 @@ _EPOCH = 2**32  # turns of one epoch: more than a table will ever have versions
 # What these do to files changes no row: a comparison with the version before them still holds.
 _MAINTENANCE = ("OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "REORG", "COMPUTE STATS")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+# Delta's Scala has one class above these, its Python has not: each must be named.
+_CONFLICTS = (
+    exceptions.ConcurrentAppendException,
+    exceptions.ConcurrentDeleteDeleteException,
+    exceptions.ConcurrentDeleteReadException,
+    exceptions.ConcurrentTransactionException,
+    exceptions.ConcurrentWriteException,
+    exceptions.DeltaConcurrentModificationException,
+    exceptions.MetadataChangedException,
+    exceptions.ProtocolChangedException,
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ def committed(warehouse: Warehouse, table: Table, author: Author, write: Callabl
     except Exception as error:
         if (landed := _landed(warehouse, table, nonce, before)) is not None:
             return landed
-        if isinstance(error, DeltaConcurrentModificationException):
+        if isinstance(error, _CONFLICTS):
             raise refused from None
         raise
     landed = _landed(warehouse, table, nonce, before)

@@ -175,7 +175,7 @@ def executors(faults: Faults) -> None:
     holds = child.returncode == 0 and killed > 0 and found == expected
     faults.say(
         "executors killed after progress, each time: tables equal",
-        f"{killed} killed, equal: {found == expected}",
+        f"{killed} killed, status {child.returncode}, equal: {found == expected}",
         "equal",
         holds,
     )

@@ -75,7 +75,9 @@ def main() -> None:
     os.environ["PYSPARK_PYTHON"] = sys.executable
     from quick import QUICK
 
-    small = {**QUICK, "spark.master": asked.master, "spark.task.maxFailures": "50", "spark.executor.memory": "1g"}
+    small = {**QUICK, "spark.master": asked.master, "spark.executor.memory": "1g"}
+    # Executors that are killed all the time may take the shuffle of one stage with them more often than users' clusters bear.
+    small |= {"spark.task.maxFailures": "50", "spark.stage.maxConsecutiveAttempts": "50"}
     flags = " ".join(
         f"--conf {setting}" for setting in [*(f"{key}={value}" for key, value in small.items()), *asked.conf]
     )

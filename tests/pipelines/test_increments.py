@@ -220,13 +220,23 @@ def test_a_switch_can_be_all_at_once(world: World) -> None:
     assert world.rows(RANKINGS).select("scorer_digest").distinct().count() == 1
 
 
+# Why the feed cannot be read, as the run says it: Spark's and Delta's names of it, or ours.
+WHY = {
+    "off": "DELTA_MISSING_CHANGE_DATA",
+    "vacuumed": "FAILED_READ_FILE.FILE_NOT_EXIST",
+    "expired": "DELTA_",
+    "recreated": "it is not the table that was read last time",
+}
+
+
 @pytest.mark.parametrize("fault", NO_FEED)
-def test_what_changed_is_not_known_without_the_feed(world: World, fault: str) -> None:
+def test_what_changed_is_not_known_without_the_feed(world: World, fault: str, caplog: pytest.LogCaptureFixture) -> None:
     before = tables.snapshot(world.warehouse, ITEMS)
     world.edit("b", title="green mug")
     world.publish_without_feed(fault)
     now = tables.snapshot(world.warehouse, ITEMS)
     assert tables.changes(world.warehouse, ITEMS, before, now, ("source_digest",)) is None
+    assert f"items: what changed cannot be read from its change feed ({WHY[fault]}" in caplog.text
 
 
 def test_without_the_feed_the_rows_are_the_same(world: World) -> None:  # after each fault: the figure feeds
