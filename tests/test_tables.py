@@ -1,6 +1,7 @@
 """The three kinds of table: what publishing writes, what it refuses, and what readers see."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.errors import ConfigError, ContractError, NewerPublished
-from ecomspark.schemas import CANDIDATES, INTERACTIONS, ITEMS, SCORES, Column, Table, column
+from ecomspark.schemas import CANDIDATES, INTERACTIONS, ITEMS, LEASES, SCORES, Column, Table, column
 from ecomspark.tables import Author, Warehouse
 from ecomspark.tables.commits import committed, info_of, turn, write
 
@@ -155,6 +156,20 @@ def test_of_two_appends_to_a_log_at_once_one_is_refused(
     with pytest.raises(NewerPublished, match="at the same moment"):
         tables.append_log(warehouse, INTERACTIONS, frame, ME)
     assert newest(warehouse, INTERACTIONS).count() == 1
+
+
+def test_two_may_make_a_table_at_once(warehouse: Warehouse) -> None:
+    """As jobs that a scheduler starts side by side do on the first night, with `runs` and `leases`."""
+    both = threading.Barrier(2)
+
+    def make(_: int) -> tables.Snapshot:
+        own = Warehouse(warehouse.spark.newSession(), warehouse.location, warehouse.buckets)
+        both.wait()
+        return tables.create(own, LEASES)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(make, range(2))
+    assert one == other == tables.snapshot(warehouse, LEASES)
 
 
 def test_of_two_commits_under_way_at_once_one_is_told(

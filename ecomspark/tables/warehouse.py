@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from delta.tables import DeltaTable
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
@@ -95,8 +96,13 @@ def create(warehouse: Warehouse, table: Table) -> Snapshot:
     nullability flipped) raises ContractError with every difference, before anything is written.
     """
     if not exists(warehouse, table):
-        _make(warehouse, table)
-        return newest(warehouse, table)
+        try:
+            _make(warehouse, table)
+        except PySparkException:
+            if not exists(warehouse, table):
+                raise  # else another run has made it at the same moment
+        else:
+            return newest(warehouse, table)
     faults, added = differences(warehouse, table)
     raise_faults(
         f"{table.name}: the table is not what schemas.py declares; migrate it or name another warehouse", faults
