@@ -205,6 +205,15 @@ def test_of_two_commits_under_way_at_once_one_is_told(
     assert [row["interaction_id"] for row in newest(warehouse, INTERACTIONS).collect()] == ["2"]
 
 
+def test_a_former_holder_cannot_be_the_first_to_publish(warehouse: Warehouse, rows: Callable[..., Any]) -> None:
+    former, holder = (Author("test_job", f"run-{n}", epoch=n, leased=("items",)) for n in (1, 2))
+    tables.fence_off(warehouse, [ITEMS], holder)
+    with pytest.raises(NewerPublished):
+        publish(warehouse, ITEMS, rows(ITEMS, {"item_id": "late"}), former)
+    publish(warehouse, ITEMS, rows(ITEMS, {"item_id": "1"}), holder)
+    assert [row["item_id"] for row in newest(warehouse, ITEMS).collect()] == ["1"]
+
+
 def test_a_pinned_version_is_what_is_read(warehouse: Warehouse, rows: Callable[..., Any]) -> None:
     publish(warehouse, ITEMS, rows(ITEMS, {"item_id": "1", "title": "old"}))
     pinned = tables.snapshot(warehouse, ITEMS)

@@ -14,7 +14,7 @@ from typing import Any
 from ecomspark.errors import NewerPublished
 from ecomspark.schemas import LEASES, TABLES, Table
 from ecomspark.tables.commits import Author, committed, epoch_of, fence, info_of, turn, write
-from ecomspark.tables.warehouse import Snapshot, Warehouse, create, ddl, exists, read, utc
+from ecomspark.tables.warehouse import Snapshot, Warehouse, create, ddl, read, utc
 
 GIVEN_BACK = ""  # in the place of a nonce
 _TRIES = 20
@@ -105,8 +105,8 @@ def fence_off(warehouse: Warehouse, tables: Sequence[Table], author: Author) -> 
     for table in tables:
         for left in reversed(range(_TRIES)):
             try:
-                if exists(warehouse, table):
-                    fence(warehouse, table, author)
+                create(warehouse, table)  # so that the former holder cannot be the first to publish to it, either
+                fence(warehouse, table, author)
                 break
             except NewerPublished:  # the former holder has just published once more
                 if not left:
