@@ -136,9 +136,9 @@ def driver(faults: Faults) -> None:
             found = faults.look(folder)
             is_equal = died == -signal.SIGKILL and again == 0 and found == expected
             equal, tried = equal + is_equal, tried + 1
-            if not is_equal:
-                differing = [name for name, value in expected.items() if found[name] != value]
-                print(f"{point}, round {number}: died {died}, again {again}, differs in {differing}", flush=True)
+            differing = [name for name, value in expected.items() if found[name] != value]
+            ends = "equal" if is_equal else f"died {died}, again {again}, differs in {differing}"
+            print(f"{point}, round {number + 1} of {faults.rounds}: {ends}", flush=True)
     must = len(night.POINTS) * faults.rounds
     faults.say(
         f"driver killed at {len(night.POINTS)} points, run again: equal to an undisturbed run",
@@ -460,7 +460,8 @@ def histories(faults: Faults) -> None:
             play(first_night.copy(place), history)
             right += 1
         except Exception as error:  # the others may say more
-            print(f"history {number}: {history}: {type(error).__name__}: {error}", flush=True)
+            print(f"history {number + 1}: {history}: {type(error).__name__}: {error}", flush=True)
+        print(f"{right} of {number + 1} histories so far are as the model says", flush=True)
         shutil.rmtree(place)
         faults.forget()
     faults.say(f"{count} random histories of at most 6 steps: as the model says", right, f"= {count}", right == count)
