@@ -50,7 +50,7 @@ class HardNegatives(BaseModel):
         None, description="grade from which a judged item is relevant; null: above the middle of the scale"
     )
     of_positives: Literal["mean", "lowest"] = Field(
-        "mean", description="which similarity of the query's relevant items a candidate's is held against"
+        "lowest", description="which similarity of the query's relevant items a candidate's is held against"
     )
     max_share_of_positive: Annotated[float, Field(gt=0, le=1)] = Field(
         0.95, description="a candidate as similar as this share of that similarity, or more, may be relevant"

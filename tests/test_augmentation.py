@@ -19,7 +19,7 @@ ALL = Augmentation(typos=1, token_drop=1, synonyms=1, synonyms_of=COUCH, units=1
 
 TEXTS = st.one_of(
     st.text(max_size=30),
-    st.lists(st.sampled_from(["red", "wooden", "ladder", "8 ft", "2x4", "a1b2c3", "not", "红色杯子", "👨‍👩‍👧", "|"])).map(" ".join),
+    st.lists(st.sampled_from(["red", "wooden", "ladder", "8 ft", "2x4", "a1b2c3", "wood3000", "not", "红色杯子", "👨‍👩‍👧", "|"])).map(" ".join),
 )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_a_typo_is_one_edit_behind_the_first_letter(word: str, key: int) -> None
     assert found[0] == word[0]
 
 
-@pytest.mark.parametrize("query", ["", "mug", "红色杯子", "x1y2z3 2x4", "👨‍👩‍👧 cup", "a tap"])
+@pytest.mark.parametrize("query", ["", "mug", "红色杯子", "x1y2z3 2x4wood wood3000", "👨‍👩‍👧 cup", "a tap"])
 def test_a_query_without_a_long_word_gets_no_typo(query: str) -> None:
     assert {with_typo(query, Draws(str(n))) for n in range(20)} == {query}
 
