@@ -64,9 +64,10 @@ class Plan(BaseModel):
     learning_rate: float
     warmup_share: float
     weight_decay: float
-    clipping: float
+    max_gradient_norm: float
     patience: int
     seed: int
+    threads: int | None
 
 
 def pretrain(plan: Plan, texts: pd.DataFrame, report: Report) -> Checkpoint:
@@ -80,6 +81,8 @@ def pretrain(plan: Plan, texts: pd.DataFrame, report: Report) -> Checkpoint:
     if not all(sides.values()):
         raise ValueError(f"{len(sides['train'])} texts to train on, {len(sides['validation'])} to validate on")
     base = open_checkpoint(plan.models_folder, plan.base, "encoder") if plan.base is not None else None
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
     set_seed(plan.seed)
     model, tokenizer = _begun(plan, base, sides["train"])
     reads = SequenceTokenizer(tokenizer, plan.max_tokens)  # the very ids that embedding reads
@@ -99,7 +102,7 @@ def pretrain(plan: Plan, texts: pd.DataFrame, report: Report) -> Checkpoint:
             learning_rate=plan.learning_rate,
             warmup_steps=plan.warmup_share,
             weight_decay=plan.weight_decay,
-            max_grad_norm=plan.clipping,
+            max_grad_norm=plan.max_gradient_norm,
             optim="adamw_torch",
             seed=plan.seed,
             remove_unused_columns=False,  # the mask of special tokens is the collator's, not the model's

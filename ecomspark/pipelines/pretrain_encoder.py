@@ -70,9 +70,12 @@ class Config(Settings):
     learning_rate: float = setting(1e-4, "highest rate of AdamW; a new encoder wants some five times as much", gt=0)
     warmup_share: float = setting(0.1, "share of the steps in which the rate rises; then it falls linearly", ge=0, lt=1)
     weight_decay: float = setting(0.01, "of AdamW", ge=0)
-    clipping: float = setting(1.0, "longest gradient of a step", gt=0)
+    max_gradient_norm: float = setting(1.0, "longer gradients are cut to this length", gt=0)
     patience: int = setting(2, "epochs without a lower validation loss before it stops", unit="epochs", ge=1)
     seed: int = setting(13, "of initialisation, order, dropout and what is hidden, and of the validation texts")
+    threads: int | None = setting(
+        None, "of the CPU; null: all. Sums in another order: equal to rounding", decides=False, ge=1
+    )
 
     @model_validator(mode="after")
     def _base_or_new(self) -> "Config":
@@ -188,7 +191,7 @@ def _is_there(config: Config, training: str) -> bool:
 def _plan(config: Config, card: Card) -> dict[str, Any]:
     """What `models.pretrain.Plan` reads."""
     keys = ("base", "name", "max_tokens", "masked_share", "epochs", "batch_size", "accumulation", "learning_rate",
-            "warmup_share", "weight_decay", "clipping", "patience", "seed")  # fmt: skip
+            "warmup_share", "weight_decay", "max_gradient_norm", "patience", "seed", "threads")  # fmt: skip
     return {
         **{key: getattr(config, key) for key in keys},
         "new": config.new and config.new.model_dump(),

@@ -40,7 +40,7 @@ def plan(models: Path, **changes: Any) -> pretrain.Plan:
     said = {
         "models_folder": models, "base": "tiny", "new": None, "name": "made", "card": Card(kind="encoder", base="tiny", max_tokens=48),
         "max_tokens": 24, "masked_share": 0.15, "epochs": 10, "batch_size": 8, "accumulation": 1, "learning_rate": 3e-3,
-        "warmup_share": 0.1, "weight_decay": 0.01, "clipping": 1.0, "patience": 10, "seed": 5,
+        "warmup_share": 0.1, "weight_decay": 0.01, "max_gradient_norm": 1.0, "patience": 10, "seed": 5, "threads": None,
     }  # fmt: skip
     return pretrain.Plan(**{**said, **changes})
 
@@ -143,7 +143,9 @@ def test_a_step_of_two_batches_is_a_mean_over_what_is_hidden_in_both(models: Pat
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_rest(models: Path) -> None:
     said: list[dict[str, Any]] = []
-    spoilt = plan(models, name="spoilt", learning_rate=0.3, warmup_share=0.0, clipping=100.0, epochs=9, patience=2)
+    spoilt = plan(
+        models, name="spoilt", learning_rate=0.3, warmup_share=0.0, max_gradient_norm=100.0, epochs=9, patience=2
+    )
     made = pretrain.pretrain(spoilt, texts(PATTERN), said.append)
     losses = [line["masked"]["loss"] for line in said if line["step"] == "epoch"]
     best = losses.index(min(losses))
