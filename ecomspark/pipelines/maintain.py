@@ -89,6 +89,10 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
         (JUDGMENTS, SPLITS, QUERIES, ITEMS, RANKINGS, COLLECTION_STATISTICS, TERMS, TEXTS, EMBEDDINGS),
         (RUN_METRICS, EMBEDDINGS),
     ),
+    "compare_checkpoints": (
+        (JUDGMENTS, SPLITS, QUERIES, ITEMS, TEXTS, SCORES, EMBEDDINGS),
+        (SCORES, EMBEDDINGS, RUN_METRICS),
+    ),
 }
 
 # Read at their newest version only, and written without a lease by runs that are under way: their properties are left
