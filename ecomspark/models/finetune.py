@@ -23,7 +23,7 @@ from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, M
 from transformers import TrainerCallback, set_seed
 
 from ecomspark.errors import way
-from ecomspark.metrics import ndcg
+from ecomspark.metrics import gain_of, ndcg
 from ecomspark.models import embedder
 from ecomspark.models.calibration import calibrate
 from ecomspark.models.checkpoint import TOKENIZER_FILES, Card, Checkpoint, open_checkpoint, seal, workroom
@@ -161,7 +161,7 @@ def _sealed(
     card = plan.card.model_copy(
         update={
             "metrics": {"before": {"ndcg@10": before}, "after": {"ndcg@10": best.ndcg, "epoch": float(best.epoch)}},
-            "calibration": calibrate(logits.tolist(), [plan.gains[grade] for grade in validation["grade"]]),
+            "calibration": calibrate(logits.tolist(), [gain_of(grade, plan.gains) for grade in validation["grade"]]),
         }
     )
     made = workroom(plan.models_folder)
@@ -210,7 +210,7 @@ def _cosines(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.ndarr
 
 def _ndcg(pairs: pd.DataFrame, scores: np.ndarray[Any, Any], gains: dict[int, float]) -> float:
     """Mean NDCG@10 over the queries for which something judged is worth something; 0 if there is none."""
-    ranked = pairs.assign(score=scores, gain=[gains[grade] for grade in pairs["grade"]])
+    ranked = pairs.assign(score=scores, gain=[gain_of(grade, gains) for grade in pairs["grade"]])
     ranked = ranked.sort_values(["query_id", "score", "item_id"], ascending=[True, False, True])
     found = [ndcg(list(of["gain"]), list(of["gain"]), _NDCG_AT) for _, of in ranked.groupby("query_id")]
     values = [value for value in found if value is not None]
