@@ -205,7 +205,14 @@ def _file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected keys with values, found {type(document).__name__}")
-    return document
+    return {key: _unshared(value) for key, value in document.items()}
+
+
+def _unshared(value: Any) -> Any:
+    """What an alias (`*name`) repeats as a value of its own: `--set` must change it in one place only."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -37,7 +37,7 @@ class Files(Section):
 class Beside(Files):
     """A second source: what the first one lacks of its rows."""
 
-    on: Annotated[list[str], Field(min_length=1)] = setting(
+    by: Annotated[list[str], Field(min_length=1)] = setting(
         ..., "columns of both that name a row of the second; its other columns are added where these are alike"
     )
 
@@ -102,9 +102,9 @@ def _is_any(found: Column, wanted: list[Value]) -> Column:
 def _beside(first: DataFrame, second: DataFrame, beside: Beside) -> DataFrame:
     """The first source's rows with the second's other columns, and the second's lines that could not be read."""
     for rows, place in ((first, "source"), (second, beside.path)):
-        _check_columns(rows, place, "beside.on", dict.fromkeys(beside.on))
+        _check_columns(rows, place, "beside.by", dict.fromkeys(beside.by))
     added = [name for name in second.columns if name not in first.columns]
-    keys = {name: F.col(_quoted(name)).cast("string") for name in beside.on}
+    keys = {name: F.col(_quoted(name)).cast("string") for name in beside.by}
     known = second.where(~_is_malformed(second)).select(
         *(key.alias(f"_beside_{place}") for place, key in enumerate(keys.values())), *map(_quoted, added)
     )
