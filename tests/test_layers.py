@@ -20,8 +20,9 @@ LAYERS = {
     "launch": 7, "importing": 7, "training": 7, "landing": 7,
     "daemon": 8, "demo_data": 8, "pipelines": 8, "holds": 8, "model_list": 8,
     "doctor": 9, "explain": 9, "compare": 9,
-    "demo": 10,
-    "cli": 11,
+    "benchmark": 10,
+    "demo": 11,
+    "cli": 12,
 }  # fmt: skip
 
 # What each side of the two walls may not touch.
