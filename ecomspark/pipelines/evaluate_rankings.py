@@ -1,7 +1,6 @@
 """How good the rankings are, by judgments: against BM25, the untuned encoder, and chance. To `run_metrics`."""
 
 import logging
-import time
 from datetime import date
 from typing import Literal
 
@@ -11,6 +10,7 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Name, Settings, setting
+from ecomspark.embedding import embedded
 from ecomspark.errors import ContractError
 from ecomspark.evaluation import Measures, as_table, judged_figures, published_figures
 from ecomspark.features import bm25 as lexical
@@ -29,7 +29,7 @@ from ecomspark.schemas import (
     TERMS,
     TEXTS,
 )
-from ecomspark.scoring import EmbedderAt, costs_of, embed_texts
+from ecomspark.scoring import EmbedderAt
 from ecomspark.tables import Warehouse
 
 JOB = "evaluate_rankings"
@@ -143,34 +143,14 @@ def _cosines(current: Run, config: Config, judged: DataFrame, queries: DataFrame
     encoder = open_checkpoint(config.models_folder, name, "encoder", data_type=data_type)
     texts = tables.read_memory(current.warehouse, TEXTS)
     pairs = pair_texts(judged, queries, items, texts, encoder.card.recipe.digest).persist()
-    of_scorer = F.col("scorer_digest") == F.lit(encoder.scorer_digest)
     folder, vector_type = str(encoder.folder.resolve()), encoder.card.vector_type
     embedder = EmbedderAt(folder, encoder.scorer_digest, config.token_budget, data_type, vector_type)
+    joined = pairs.select("query_id", "item_id", "query_digest", "passage_digest")
     roles: tuple[Literal["query", "passage"], ...] = ("query", "passage")
     for role in roles:
         wanted = pairs.select(F.col(f"{role}_digest").alias("text_digest"), F.col(f"{role}_text").alias("text"))
-        there = tables.read_memory(current.warehouse, EMBEDDINGS).where(of_scorer & (F.col("role") == role))
-        missing = wanted.dropDuplicates(["text_digest"]).join(
-            there.select("text_digest"), on="text_digest", how="left_anti"
-        )
-        if not missing.isEmpty():
-            costs, start = costs_of(current.warehouse.spark), time.monotonic()
-            vectors = embed_texts(missing, embedder, role, costs)
-            rows = vectors.select(
-                "text_digest",
-                F.col("vector").cast("array<float>").alias("vector"),
-                F.lit(role).alias("role"),
-                F.lit(encoder.scorer_digest).alias("scorer_digest"),
-            )
-            commit = tables.append_memory(current.warehouse, EMBEDDINGS, rows, current.author)
-            current.count(embedded=commit.inserted)
-            current.commit(commit)
-            current.spent(f"embed {role}", costs.value, time.monotonic() - start)
-    vectors = tables.read_memory(current.warehouse, EMBEDDINGS).where(of_scorer)
-    joined = pairs.select("query_id", "item_id", "query_digest", "passage_digest")
-    for role in roles:
-        of_role = vectors.where(F.col("role") == role)
-        named = of_role.select(F.col("text_digest").alias(f"{role}_digest"), F.col("vector").alias(f"{role}_vector"))
+        vectors = embedded(current, wanted, embedder, role)
+        named = vectors.select(F.col("text_digest").alias(f"{role}_digest"), F.col("vector").alias(f"{role}_vector"))
         joined = joined.join(named, on=f"{role}_digest", how="inner")
     cosine = F.round(_dot("query_vector", "passage_vector") / F.sqrt(_dot("query_vector") * _dot("passage_vector")), 6)
     return joined.select("query_id", "item_id", cosine.alias("cosine"))
