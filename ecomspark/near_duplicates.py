@@ -32,6 +32,7 @@ RULES = ("tokens", "edits", "cosine")
 CHARACTERS_AN_EDIT = 6
 SIDES = ("test", "validation", "train")  # the strictest first
 
+_PLAIN = Analyser()
 _PAIRS_A_TEXT = 100  # beyond that, a rule tells nothing apart
 _VARIANTS_AT_ONCE = 2_000_000
 _ROWS_A_BLOCK = 2_048
@@ -46,19 +47,24 @@ Ints = NDArray[np.int64]
 def near_pairs(
     texts: Sequence[str],
     vectors: NDArray[Any] | None = None,
-    language: str | None = None,
+    analysers: Analyser | Sequence[Analyser] = _PLAIN,
     max_edits: int = 2,
-    min_cosine: float = 0.95,
+    min_cosine: float = 0.92,
 ) -> pd.DataFrame:
     """Columns left, right (places in `texts`, left < right), rule: the first that found the pair. Sorted.
 
-    `vectors`: one row a text, of any length; without them there is no cosine rule. `language`: of the stems. Raises
-    ValueError when a rule finds more than a hundred pairs a text: it tells nothing apart then.
+    `vectors`: one row a text, of any length, zeros for a text without; without them there is no cosine rule.
+    `analysers`: one for all, or one a text. Raises ValueError when a rule finds more than a hundred pairs a text: it
+    tells nothing apart then.
+
+    >>> near_pairs(["red mugs", "8 ft ladder", "mug, RED", "6 ft ladder"], analysers=Analyser(language="english"))
+       left  right    rule
+    0     0      2  tokens
     """
     plain = [_NO_WORD.sub(" ", normalise_query(text)).strip() for text in texts]
     numbers = _codes([" ".join(sorted(_NUMBER.findall(text))) for text in plain])
-    analyser = Analyser(language=language)
-    bags = [" ".join(sorted(terms(text, analyser))) for text in texts]
+    each = [analysers] * len(texts) if isinstance(analysers, Analyser) else analysers
+    bags = [" ".join(sorted(terms(text, analyser))) for text, analyser in zip(texts, each, strict=True)]
     found = [_same(_codes(bags), [bool(bag) for bag in bags]), _edited(plain, numbers, max_edits)]
     if vectors is not None:
         found.append(_close(vectors, numbers, min_cosine))
@@ -70,7 +76,8 @@ def near_pairs(
         for rule, (left, right) in zip(RULES, found, strict=False)
     ]
     pairs = pd.concat(frames, ignore_index=True).drop_duplicates(["left", "right"])  # keeps the first rule
-    return pairs.sort_values(["left", "right"], ignore_index=True)
+    in_order: pd.DataFrame = pairs.sort_values(["left", "right"], ignore_index=True)
+    return in_order
 
 
 def groups(count: int, pairs: pd.DataFrame) -> Ints:
@@ -80,19 +87,40 @@ def groups(count: int, pairs: pd.DataFrame) -> Ints:
     return numbers
 
 
+def followed(query_ids: Sequence[bytes], sides: Sequence[str | None], pairs: pd.DataFrame) -> pd.DataFrame:
+    """What decides the side of each query that has none yet: columns at (its place), side, leader_id.
+
+    A group of near-duplicates goes to one side: the strictest that one of it has already, else the one that its
+    smallest query_id (`leader_id`) draws, and `side` is missing.
+    """
+    queries = pd.DataFrame(
+        {
+            "at": np.arange(len(query_ids)),
+            "group": groups(len(query_ids), pairs),
+            "leader_id": list(query_ids),
+            "side": [None if side is None else SIDES.index(side) for side in sides],
+        }
+    )
+    queries["side"] = queries["side"].astype(float)
+    of_group = queries.groupby("group").agg(side=("side", "min"), leader_id=("leader_id", "min"))
+    new = queries.loc[queries["side"].isna(), ["at", "group"]].join(of_group, on="group").drop(columns="group")
+    new["side"] = [None if np.isnan(side) else SIDES[int(side)] for side in new["side"]]
+    return new.reset_index(drop=True)
+
+
 def leaks(pairs: pd.DataFrame, sides: Sequence[str]) -> pd.DataFrame:
     """One row a query that nearly equals one of a stricter side: columns at (its place), side, near_side, rule.
 
     Training leaks into validation and test, validation into test. The strictest side and the first rule are told.
     """
-    of = pd.Categorical(sides, categories=list(SIDES)).codes.astype(np.int64)
+    of = np.array([SIDES.index(side) for side in sides], dtype=np.int64)
     left, right = pairs["left"].to_numpy(np.int64), pairs["right"].to_numpy(np.int64)
     laxer = np.where(of[left] > of[right], left, right)
     stricter = np.where(of[left] > of[right], right, left)
-    rule = pd.Categorical(pairs["rule"], categories=list(RULES)).codes.astype(np.int64)
+    rule = np.array([RULES.index(rule) for rule in pairs["rule"]], dtype=np.int64)
     crossing = pd.DataFrame({"at": laxer, "side": of[laxer], "near_side": of[stricter], "rule": rule})
     crossing = crossing[of[laxer] != of[stricter]].sort_values(["at", "near_side", "rule"])
-    found = crossing.drop_duplicates("at").reset_index(drop=True)
+    found: pd.DataFrame = crossing.drop_duplicates("at").reset_index(drop=True)
     for column, names in (("side", SIDES), ("near_side", SIDES), ("rule", RULES)):
         found[column] = [names[code] for code in found[column]]
     return found

@@ -98,6 +98,7 @@ class Shop:
             "finetune_cross_encoder": {
                 "base": "base", "name": "relevance-1", "judgment_set": "ours", "max_tokens": 32, "query_max_tokens": 8,
                 "epochs": 2, "batch_size": 4, "shares": {"train": 0.4, "validation": 0.3}, "seed": 5,
+                "min_cosine": None,  # the tiny encoder's vectors all point one way
             },
             "build_candidates": {"count": 5, "margin": 1},
             "score_candidates": {"checkpoint": "relevance-1"},

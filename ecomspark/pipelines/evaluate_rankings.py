@@ -10,11 +10,11 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Name, Settings, setting
+from ecomspark.embedding import cosines
 from ecomspark.errors import ContractError
 from ecomspark.evaluation import Measures, as_table, judged_figures, published_figures
 from ecomspark.features import bm25 as lexical
 from ecomspark.features.scores import pair_texts
-from ecomspark.landing import cosines
 from ecomspark.models.checkpoint import open_checkpoint
 from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import (

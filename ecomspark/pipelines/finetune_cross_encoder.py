@@ -13,10 +13,11 @@ from ecomspark import tables
 from ecomspark.config import Name, Section, Settings, setting
 from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.features.scores import pair_texts
-from ecomspark.features.splits import sides
-from ecomspark.models.checkpoint import CARD, Card, open_checkpoint
+from ecomspark.models.checkpoint import CARD, Card, Checkpoint, open_checkpoint
 from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import ITEMS, JUDGMENTS, QUERIES, SPLITS, TEXTS
+from ecomspark.scoring import EmbedderAt
+from ecomspark.splitting import Split, Wanted, split_queries
 from ecomspark.tables import Warehouse
 from ecomspark.text import digest
 from ecomspark.training import train
@@ -25,7 +26,7 @@ JOB = "finetune_cross_encoder"
 
 READS = (JUDGMENTS, QUERIES, ITEMS, SPLITS)
 
-PUBLISHES = (SPLITS,)
+PUBLISHES = (SPLITS,)  # and vectors to `embeddings`, without its lease: an evaluation need not wait for a training
 
 _SPECIAL_TOKENS = 4  # of a pair, at most: RoBERTa's
 
@@ -47,6 +48,15 @@ class Config(Settings):
     judgment_set: Name = setting(..., "which judgments")
     split: Name = setting("default", "name of the split of the queries; those not in it yet are put on a side")
     shares: Shares = setting(Shares(), "parts of the split")
+    near_duplicates: Literal["refuse", "drop"] = setting(
+        "refuse", "training and validation queries that nearly equal one of a stricter side: end, or leave them out"
+    )
+    max_edits: int = setting(
+        2, "edits that near-duplicates differ by at most, one for each six characters", unit="edits", ge=0, le=2
+    )
+    min_cosine: float | None = setting(
+        0.92, "cosine under `base` from which queries are near-duplicates; null: vectors are not looked at", gt=0, le=1
+    )
     max_tokens: int = setting(128, "tokens of a pair, special ones included", unit="tokens", gt=4)
     query_max_tokens: int = setting(32, "tokens kept of a query; then only the passage is cut", unit="tokens", gt=0)
     loss: Literal["bce", "mse"] = setting("bce", "on grade / best grade: binary cross-entropy, or squared error")
@@ -92,9 +102,9 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     ) as current:
         if not current.is_replayed:
             with current.stage("split"):
-                split = _split(current, config)
+                split = _split(current, config, base)
             with current.stage("examples"):
-                examples = _examples(current, config, split)
+                examples = _examples(current, config, split.rows)
             training = digest(settings_digest.hex(), _content(examples)).hex()
             if not _is_there(config, training):
                 with current.stage("train"):
@@ -104,7 +114,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
                         recipe=config.recipe,
                         max_tokens=config.max_tokens,
                         query_max_tokens=config.query_max_tokens,
-                        data={name: vars(at) for name, at in current.inputs.items() if at},
+                        data={name: vars(at) for name, at in {**current.inputs, **split.read}.items() if at},
                         settings=config.model_dump(mode="json", exclude=set(Settings.model_fields)),
                         training_digest=training,
                     )
@@ -113,19 +123,21 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     return current.summary()
 
 
-def _split(current: Run, config: Config) -> DataFrame:
-    """The named split with every judged query on a side; those that are new to it are added."""
-    of_set = current.read(JUDGMENTS).where(F.col("judgment_set") == config.judgment_set)
-    there = current.read_if_there(SPLITS).where(F.col("split") == config.split)
-    new = sides(
-        of_set.select("query_id").distinct(), config.split, config.seed, config.shares.train, config.shares.validation
+def _split(current: Run, config: Config, base: Checkpoint) -> Split:
+    wanted = Wanted(
+        judgment_set=config.judgment_set,
+        split=config.split,
+        seed=config.seed,
+        train=config.shares.train,
+        validation=config.shares.validation,
+        is_dropping=config.near_duplicates == "drop",
+        max_edits=config.max_edits,
+        min_cosine=config.min_cosine,
+        analysers=config.analysers,
+        recipe_digest=config.recipe.digest,
     )
-    added = new.join(there.select("query_id"), on="query_id", how="left_anti")
-    change = tables.compare(current.warehouse, SPLITS, added, current.author, deletes=False)
-    current.count(split_queries=change.inserted)
-    current.commit(tables.publish(current.warehouse, change, current.author))
-    newest = tables.snapshot(current.warehouse, SPLITS)
-    return tables.read(current.warehouse, SPLITS, newest).where(F.col("split") == config.split)
+    embedder = EmbedderAt(str(base.folder.resolve()), base.scorer_digest, vector_type=base.card.vector_type)
+    return split_queries(current, wanted, embedder)
 
 
 def _examples(current: Run, config: Config, split: DataFrame) -> pd.DataFrame:

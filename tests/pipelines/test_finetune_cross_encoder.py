@@ -48,6 +48,58 @@ def test_queries_are_split_whole_and_keep_their_side(ranked_shop: Shop, copied: 
     assert {query: side for query, side in after.items() if query in sides} == sides
 
 
+def side_of(shop: Shop, query_text: str) -> str:
+    from ecomspark.text import digest, normalise_query
+
+    query_id = digest("uk", normalise_query(query_text))
+    sides = {bytes(row["query_id"]): row["side"] for row in shop.rows(SPLITS).where("split = 'default'").collect()}
+    return sides[query_id]
+
+
+def add_queries(shop: Shop, *texts: str) -> None:
+    """Judged ones, each of one item."""
+    shop.write("queries", "id,query,traffic", [(f"n{at}", text, 1) for at, text in enumerate(texts)])
+    shop.write("judgments", "id,sku,grade", [(f"n{at}", "i01", 3) for at in range(len(texts))])
+    for job, more in (
+        ("import_queries", {"mode": "upsert"}),
+        ("import_judgments", {"mode": "upsert"}),
+        ("build_texts", {}),
+    ):
+        shop.run(job, f"new {len(texts)}".replace(" ", "-"), **more)
+
+
+def test_a_new_query_goes_where_its_near_duplicate_is(copied: Shop) -> None:
+    old = ["red mug", "Wall Clock", "candle holder", "gift", "teapot"]
+    new = ["mugs, red", "clock wall", "candel holders", "gifts", "teapots"]
+    add_queries(copied, *new)
+    summary = copied.run("finetune_cross_encoder", "near", name="relevance-2")
+    assert [side_of(copied, text) for text in new] == [side_of(copied, text) for text in old]
+    assert {side_of(copied, text) for text in old} == {"train", "validation", "test"}, "no draw could do that by chance"
+    assert summary.rows["split_queries"] == len(new)
+    assert (summary.rows["leaks"], summary.rows["dropped_queries"]) == (0, 0)
+    data = open_checkpoint(copied.models, "relevance-2").card.data["splits"]
+    assert data["version"] == summary.tables["splits"]["after"], "the version that has the new queries"
+
+
+def test_queries_that_leak_end_the_run_or_are_left_out(copied: Shop) -> None:
+    """All vectors of the tiny encoder point one way: so all queries, which have their sides already, are near."""
+    before = copied.rows(SPLITS).count()
+    with pytest.raises(
+        ContractError, match=r"found \d leaks of 5 queries looked at: .* of train near \w+ by cosine"
+    ) as told:
+        copied.run("finetune_cross_encoder", "leak", name="leak", min_cosine=0.1)
+    assert "near_duplicates: drop" in str(told.value)
+    assert not any(word in str(told.value) for word in ("mug", "clock", "teapot"))
+    assert not (copied.models / "leak").exists()
+    assert copied.rows(SPLITS).count() == before
+    # One train query of a near-duplicate in the test split, by an older draw that did not look.
+    sides = {
+        side: [row["query_id"] for row in copied.rows(SPLITS).where(f"side = '{side}'").collect()]
+        for side in ("train", "test")
+    }
+    assert all(sides.values())
+
+
 def test_the_same_training_is_done_once_and_another_takes_another_name(copied: Shop) -> None:
     before = (copied.models / "relevance-1" / "card.json").stat().st_mtime_ns
     again = copied.run("finetune_cross_encoder", "again")
