@@ -41,22 +41,27 @@ class Augmentation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     typos: Share = Field(
-        0.0, description="share of the training pairs whose query gets a typo: letters swapped, lost, doubled, mistyped"
+        default=0.0,
+        description="share of the training pairs whose query gets a typo: letters swapped, lost, doubled, mistyped",
     )
     token_drop: Share = Field(
-        0.0, description="share of the training pairs whose query of three words or more loses one, never of a size"
+        default=0.0,
+        description="share of the training pairs whose query of three words or more loses one, never of a size",
     )
     synonyms: Share = Field(
-        0.0, description="share of the training pairs whose query has a word replaced as `synonyms_of` says"
+        default=0.0, description="share of the training pairs whose query has a word replaced as `synonyms_of` says"
     )
     synonyms_of: dict[str, list[str]] = Field(
-        {}, description="what may stand for a word or phrase, in that direction only, such as couch: [sofa, settee]"
+        default={},
+        description="what may stand for a word or phrase, in that direction only, such as couch: [sofa, settee]",
     )
     units: Share = Field(
-        0.0, description="share of the training pairs whose query spells a size another way: 8 ft, 8ft, 8 feet; 2x4"
+        default=0.0,
+        description="share of the training pairs whose query spells a size another way: 8 ft, 8ft, 8 feet; 2x4",
     )
     field_drop: Share = Field(
-        0.0, description="share of the training pairs whose passage loses a field, never the first, which is the title"
+        default=0.0,
+        description="share of the training pairs whose passage loses a field, never the first, which is the title",
     )
 
     @model_validator(mode="after")

@@ -1,5 +1,5 @@
-"""The command `ecomspark`: run a job, plan it, or run all of a file; put rankings back, explain a rank, list and compare
-checkpoints, print settings, look for what would stop a run, show the demo."""
+"""The command `ecomspark`: run a job, plan it, or run all of a file; put rankings back, explain a rank, list and
+compare checkpoints, print settings, look for what would stop a run, show the demo."""
 
 import argparse
 import importlib

@@ -1,4 +1,4 @@
-"""Scores of pairs, landed part by part in `scores`: jobs that need a score ask here, so that what one made stays made."""
+"""Scores of pairs, landed part by part in `scores`: jobs that need a score ask here, so nothing is scored twice."""
 
 import logging
 import math

@@ -39,27 +39,28 @@ class HardNegatives(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    per_query: Annotated[int, Field(ge=0)] = Field(0, description="taken for a training query at most; 0: none")
+    per_query: Annotated[int, Field(ge=0)] = Field(default=0, description="taken for a training query at most; 0: none")
     places: Annotated[int, Field(gt=0)] = Field(
-        50, description="candidates without a judgment that are looked at for a query, the best by their source's score"
+        default=50,
+        description="candidates without a judgment that are looked at for a query, the best by their source's score",
     )
     skip_first: Annotated[int, Field(ge=0)] = Field(
-        5, description="places of a query's candidates, judged ones counted, of which none is taken"
+        default=5, description="places of a query's candidates, judged ones counted, of which none is taken"
     )
     relevant_from: float | None = Field(
-        None, description="grade from which a judged item is relevant; null: above the middle of the scale"
+        default=None, description="grade from which a judged item is relevant; null: above the middle of the scale"
     )
     of_positives: Literal["mean", "lowest"] = Field(
-        "lowest", description="which similarity of the query's relevant items a candidate's is held against"
+        default="lowest", description="which similarity of the query's relevant items a candidate's is held against"
     )
     max_share_of_positive: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.95, description="a candidate as similar as this share of that similarity, or more, may be relevant"
+        default=0.95, description="a candidate as similar as this share of that similarity, or more, may be relevant"
     )
     max_similarity: float = Field(
-        1.0, description="a candidate as similar as this or more is left out; 1: no bound but the one above"
+        default=1.0, description="a candidate as similar as this or more is left out; 1: no bound but the one above"
     )
     max_overlap: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.8, description="shared terms of all terms of two passages from which one reads as the other"
+        default=0.8, description="shared terms of all terms of two passages from which one reads as the other"
     )
 
 

@@ -64,9 +64,7 @@ class Track:
 
 
 @contextmanager
-def tracked(
-    settings: Tracking, job: str, run_id: str, name: str, parameters: Mapping[str, Any]
-) -> Iterator[Track]:
+def tracked(settings: Tracking, job: str, run_id: str, name: str, parameters: Mapping[str, Any]) -> Iterator[Track]:
     """A training under way. Raises ConfigError when what the settings ask for is not installed."""
     curves = _Curves(settings.tensorboard / f"{name}-{run_id}") if settings.tensorboard else None
     experiment = _Experiment(settings.mlflow, settings.experiment, job, run_id, name) if settings.mlflow else None

@@ -101,13 +101,11 @@ class Learnt:
         if self.head == "classes":
             self._class_gains = class_gains(list(of_train["grade"]), plan.gains, settings.class_edges)
         labels = len(self._class_gains) or 1
-        self.model = CrossEncoder(
-            str(base.folder), num_labels=labels, local_files_only=True, trust_remote_code=False
-        )
+        self.model = CrossEncoder(str(base.folder), num_labels=labels, local_files_only=True, trust_remote_code=False)
         self._changed = layers.choose(self.model.model, settings)
         self.reader = _Reader(pair_tokenizer(base.folder, plan.card))
         # The trainer reads exactly the ids that scoring will read.
-        self.model.preprocess = self.reader.inputs  # type: ignore[method-assign]
+        self.model.preprocess = self.reader.inputs
 
     def _change(self, of_train: pd.DataFrame, epoch: int) -> dict[str, int]:
         """Let the reader read the texts that an epoch has; how many pairs each kind of change was made to."""
@@ -165,7 +163,9 @@ class Learnt:
             update={
                 "metrics": metrics,
                 "class_gains": self._class_gains,
-                "calibration": calibrate(logits.tolist(), [gain_of(grade, plan.gains) for grade in validation["grade"]]),
+                "calibration": calibrate(
+                    logits.tolist(), [gain_of(grade, plan.gains) for grade in validation["grade"]]
+                ),
             }
         )
         made = workroom(plan.models_folder)
@@ -230,9 +230,11 @@ def _tried(
     """Validation NDCG@10 of each head of `auto`, trained on the same part of the training queries."""
     auto = plan.training.auto
     queries = sorted(set(of_train["query_id"]))
-    drawn = np.random.default_rng(plan.training.seed).permutation(len(queries))[: max(2, round(auto.share * len(queries)))]
+    drawn = np.random.default_rng(plan.training.seed).permutation(len(queries))[
+        : max(2, round(auto.share * len(queries)))
+    ]
     part = of_train[of_train["query_id"].isin({queries[place] for place in drawn})].reset_index(drop=True)
-    found = {}
+    found: dict[str, float] = {}
     for head in auto.heads:
         settings = plan.training.model_copy(
             update={"head": head, "epochs": auto.epochs, "resume_folder": None, "auxiliary": None}

@@ -82,7 +82,8 @@ class WithAuxiliary(torch.nn.Module):
     def __init__(self, loss: torch.nn.Module, model: CrossEncoder, auxiliary: Auxiliary) -> None:
         super().__init__()
         self.loss, self.model, self._weight = loss, model, auxiliary.weight
-        encoder: Any = model.model.base_model
+        whole: Any = model.model
+        encoder = whole.base_model
         self.head = torch.nn.Linear(int(encoder.config.hidden_size), auxiliary.max_classes)
         self._first: torch.Tensor | None = None
         encoder.register_forward_hook(self._keep)
@@ -90,7 +91,9 @@ class WithAuxiliary(torch.nn.Module):
     def _keep(self, _: torch.nn.Module, __: Any, output: Any) -> None:
         self._first = output.last_hidden_state[:, 0]
 
-    def forward(self, inputs: Any, labels: Sequence[torch.Tensor], prompt: Any = None, task: Any = None) -> torch.Tensor:
+    def forward(
+        self, inputs: Any, labels: Sequence[torch.Tensor], prompt: Any = None, task: Any = None
+    ) -> torch.Tensor:
         both = torch.stack(list(labels)).float()  # (pairs, 2)
         relevance, classes = both[:, 0], both[:, 1].long()
         if isinstance(self.loss, losses.CrossEntropyLoss):

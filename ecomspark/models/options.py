@@ -88,7 +88,9 @@ class Training(Section):
         0.0, "length of a step of the word vectors against the loss, learnt from, too (FGM); doubles the work; 0: off",
         ge=0,
     )  # fmt: skip
-    augmentation: Augmentation = setting(Augmentation(), "training pairs changed as shoppers and shops would write them")
+    augmentation: Augmentation = setting(
+        Augmentation(), "training pairs changed as shoppers and shops would write them"
+    )
     hard_negatives: HardNegatives = setting(HardNegatives(), "candidates that nobody judged, taken for irrelevant")
     auxiliary: Auxiliary | None = setting(None, "a second head that names a field of the item; null: none")
     seed: int = setting(13, "of initialisation, order and dropout")
@@ -117,4 +119,3 @@ class Training(Section):
         if self.trains == "head" and self.adversarial_noise:
             raise ValueError("adversarial_noise: nothing below the head would learn from it")
         return self
-

@@ -55,6 +55,7 @@ class Trainer(CrossEncoderTrainer):
 
     def __init__(self, *, noise: float, **given: Any) -> None:
         super().__init__(**given)
+        self._learnt: torch.nn.Module = given["loss"]
         model: Any = given["model"].model
         self._noise = Noise(model.get_input_embeddings(), noise) if noise else None
 
@@ -74,12 +75,12 @@ class Trainer(CrossEncoderTrainer):
         """Of a training that may be resumed: the weights of the loss and of the model in it, as safetensors."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_own(self.loss), folder / _WEIGHTS)
+        save_file(_own(self._learnt), folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         found = load_file(Path(checkpoint_path) / _WEIGHTS)
-        self.loss.load_state_dict(found, strict=False)  # shared tensors are written once; the names below are all
-        if missing := set(_own(self.loss)) - set(found):
+        self._learnt.load_state_dict(found, strict=False)  # shared tensors are written once; the names below are all
+        if missing := set(_own(self._learnt)) - set(found):
             raise ValueError(f"{len(missing)} weights are not in what was kept of an interrupted training")
 
 
