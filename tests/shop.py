@@ -92,8 +92,8 @@ class Shop:
             },
             "import_checkpoint": {"source": str(self.folder / "encoder"), "name": "base", "max_tokens": 32},
             "pretrain_encoder": {
-                "base": "base", "name": "shop-words", "split": "default", "max_tokens": 32, "epochs": 2, "batch_size": 4,
-                "validation_share": 0.3, "seed": 5,
+                "base": "base", "name": "shop-words", "split": "default", "max_tokens": 32, "epochs": 4, "batch_size": 2,
+                "validation_share": 0.3, "masked_share": 0.4, "learning_rate": 3e-3, "seed": 5,
             },
             "finetune_cross_encoder": {
                 "base": "base", "name": "relevance-1", "judgment_set": "ours", "max_tokens": 32, "query_max_tokens": 8,

@@ -137,25 +137,19 @@ def minilm(folder: Path) -> None:
 
 def fine_tuned(folder: Path, base: str, rate: float, pairs: pd.DataFrame, effort: Effort, report: Report) -> str:
     """Fine-tune a cross-encoder that tells the three grades apart; its name. All that knows `models.finetune.Plan`."""
-    import torch
-
     from ecomspark.models import finetune
     from ecomspark.models.checkpoint import Card
+    from ecomspark.models.options import Training
 
-    torch.set_num_threads(effort.threads)
     name = f"{base}-cross"
     card = Card(
         kind="cross_encoder", base=base, recipe=RECIPE, max_tokens=MAX_TOKENS, query_max_tokens=QUERY_MAX_TOKENS
     )
-    settings: dict[str, Any] = {
-        "trains_word_vectors": True, "epochs": effort.epochs, "batch_size": 32, "learning_rate": rate,
-        "warmup_share": 0.1, "weight_decay": 0.01, "patience": 2, "seed": SEED,
-    }  # fmt: skip
-    if "training" in finetune.Plan.model_fields:
-        settings = {"training": {**settings, "head": "classes", "threads": effort.threads}}
-    else:
-        settings = {**settings, "loss": "bce"}
-    plan = finetune.Plan(models_folder=folder, base=base, name=name, card=card, gains=GAINS, **settings)
+    training = Training(
+        head="classes", trains_word_vectors=True, epochs=effort.epochs, batch_size=32, learning_rate=rate, patience=2,
+        seed=SEED, threads=effort.threads,
+    )  # fmt: skip
+    plan = finetune.Plan(models_folder=folder, base=base, name=name, card=card, gains=GAINS, training=training)
     learnt = pairs[pairs["side"] != "test"]
     group = np.where(learnt["side"] == "train", "t", "v") + (np.arange(len(learnt)) // GROUP).astype(str).astype(object)
     examples = learnt.assign(query_id=group, item_id=[f"{place:06d}" for place in range(len(learnt))])
