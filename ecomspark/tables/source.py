@@ -112,7 +112,10 @@ def _beside(first: DataFrame, second: DataFrame, beside: Beside) -> DataFrame:
     joined = first.join(known, on=are_alike, how="left").select(*map(_quoted, first.columns), *map(_quoted, added))
     if MALFORMED not in second.columns:
         return joined
-    return joined.unionByName(second.where(_is_malformed(second)).select(MALFORMED), allowMissingColumns=True)
+    # With the names of its row: Spark refuses to read the line that could not be read, and nothing beside it.
+    names = [F.col(_quoted(name)).try_cast(first.schema[name].dataType).alias(name) for name in beside.by]
+    lines = second.where(_is_malformed(second)).select(*names, *map(_quoted, {*added, MALFORMED}))
+    return joined.unionByName(lines, allowMissingColumns=True)
 
 
 def _is_malformed(rows: DataFrame) -> Column:
