@@ -1,5 +1,5 @@
-"""The command `ecomspark`: run a job or plan it, put rankings back, explain a rank, print settings, look for what would
-stop a run, show the demo."""
+"""The command `ecomspark`: run a job or plan it, put rankings back, explain a rank, list and compare checkpoints, print
+settings, look for what would stop a run, show the demo."""
 
 import argparse
 import importlib
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecomspark import __version__, config, demo, doctor, explain, holds, launch, why
+from ecomspark import __version__, compare, config, demo, doctor, explain, holds, launch, model_list, why
 
 PLANNED = ("score_candidates", "rank_candidates")
 
@@ -75,6 +75,32 @@ def main(arguments: list[str] | None = None) -> int:
     tell.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
     tell.add_argument("--json", action="store_true", dest="as_json", help="one JSON object instead of lines")
 
+    models = commands.add_parser(
+        "models",
+        help="list the checkpoints with their figures",
+        description="Every checkpoint in the models folder, by its card. Starts no Spark. Exit status 3: one of them "
+        "cannot be used.",
+    )
+    models.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/local.yaml")
+    models.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
+    models.add_argument("--verify", action="store_true", help="read every file, as a run does before it uses one")
+    models.add_argument("--json", action="store_true", dest="as_json", help="one JSON object instead of a table")
+
+    two = commands.add_parser(
+        "compare",
+        help="say which of two checkpoints orders judged items better, by slice",
+        description="Run compare_checkpoints and print the figures of both, and by how much B is better, with "
+        "intervals. What the two have not scored yet is scored.",
+    )
+    two.add_argument("a", metavar="A", help="a checkpoint")
+    two.add_argument("b", metavar="B", help="another one")
+    two.add_argument("--judgments", required=True, metavar="SET", help="the judgment set")
+    two.add_argument("--split", metavar="NAME", help="the split of the queries; default: the settings'")
+    two.add_argument("--side", choices=("train", "validation", "test"), help="its side; default: the settings'")
+    two.add_argument("--run-id", required=True, metavar="ID", help="names the run; given again, it is done once")
+    launch.add_plan_arguments(two)
+    two.add_argument("--json", action="store_true", dest="as_json", help="one JSON object instead of a table")
+
     show = commands.add_parser("demo", help="run every job on the sample shop and show what came out")
     show.add_argument("--conf", type=Path, default=Path("conf/demo.yaml"), metavar="FILE", help="settings")
     show.add_argument("--run-id", default="demo", metavar="ID", help="names the runs; give another to run them anew")
@@ -100,6 +126,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if asked.command == "doctor":
         return doctor.show(asked.conf, asked.overrides, asked.as_json, {job: pipeline(job) for job in launch.jobs()})
+    if asked.command == "models":
+        return model_list.show(asked.conf, asked.overrides, asked.verify, asked.as_json)
+    if asked.command == "compare":
+        return compare.show(pipeline("compare_checkpoints"), asked)
     if asked.command == "explain":
         pair = {"query_text": asked.query, "item_id": asked.item, "locale": asked.locale, "variant": asked.variant}
         pipelines = {job: pipeline(job) for job in why.JOBS}

@@ -19,7 +19,7 @@ class Measures:
 
     gains: Mapping[int, float]
     k: int
-    grade_threshold: int
+    grade_threshold: float
     resamples: int
     shuffles: int
     seed: int
@@ -58,7 +58,7 @@ def judged_figures(orders: pd.DataFrame, measures: Measures) -> list[Figure]:
     in_order = orders.sort_values(["query_id", "item_id"])  # so that chance draws the same, whatever the rows' order
     for place, (_, of_query) in enumerate(in_order.groupby("query_id", sort=True)):
         ranked = of_query[of_query["final"].notna()]
-        for name, metric in _metrics(measures, list(of_query["grade"])).items():
+        for name, metric in metrics_by_name(measures, list(of_query["grade"])).items():
             for ranker in rankers:
                 order = ranked.sort_values([ranker, "item_id"], ascending=[False, True])
                 values.setdefault(name, {}).setdefault(ranker, []).append(metric(list(order["grade"])))
@@ -88,7 +88,7 @@ def published_figures(published: pd.DataFrame, orders: pd.DataFrame, measures: M
     for query_id, of_query in orders.groupby("query_id", sort=True):
         shown = by_query.get(query_id)
         grades = [] if shown is None else list(shown["grade"].fillna(UNJUDGED))
-        for name, metric in _metrics(measures, list(of_query["grade"])).items():
+        for name, metric in metrics_by_name(measures, list(of_query["grade"])).items():
             if name != "auc":  # it compares judged items only
                 values.setdefault(name, []).append(metric(grades))
         is_judged = sum(grade != UNJUDGED for grade in grades[: measures.k])
@@ -134,7 +134,7 @@ def _lead(value: float | None, low: float | None, high: float | None) -> str:
     return f"  {'':11}  {'':18}" if value is None else f"  {value:+11.4f}  {f'[{low:+.4f}, {high:+.4f}]':18}"
 
 
-def _metrics(measures: Measures, judged: Sequence[float]) -> dict[str, metrics.Metric]:
+def metrics_by_name(measures: Measures, judged: Sequence[float]) -> dict[str, metrics.Metric]:
     """Metric by name, each from the grades of one query's items in rank order."""
     k, threshold, gains = measures.k, measures.grade_threshold, measures.gains
 

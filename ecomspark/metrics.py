@@ -5,8 +5,10 @@ A query's ranking is given as the gains, or grades, of its items in rank order. 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 Metric = Callable[[Sequence[float]], float | None]
 
@@ -67,6 +69,36 @@ def auc(grades: Sequence[float], threshold: float) -> float | None:
             negatives += 1
             above += positives
     return above / (positives * negatives) if positives and negatives else None
+
+
+def pooled_auc(
+    scores: Sequence[float] | NDArray[Any], is_relevant: Sequence[bool] | NDArray[Any]
+) -> Callable[[NDArray[Any]], float | None]:
+    """AUC over pairs of all queries together, as a function of each pair's weight: the chance that a relevant pair has
+    a higher score than another one, ties counting half (Mann & Whitney 1947). Resampled queries are weights.
+
+    The function gives None unless both sides have weight. `scores`: finite, as many as `is_relevant`.
+
+    >>> pooled_auc([0.1, 0.4, 0.4, 0.9], [False, True, False, True])(np.ones(4))
+    0.875
+    """
+    values, positive = np.array(scores, dtype=float), np.array(is_relevant, dtype=bool)
+    rising = np.argsort(values, kind="stable")
+    in_order = values[rising]
+    starts = np.flatnonzero(np.r_[True, in_order[1:] > in_order[:-1]]) if len(values) else np.array([], dtype=int)
+    is_positive = positive[rising]
+
+    def of(weights: NDArray[Any]) -> float | None:
+        placed = np.asarray(weights, dtype=float)[rising]
+        if not len(placed):
+            return None
+        wins = np.add.reduceat(placed * is_positive, starts)  # by equal scores, from the lowest
+        losses = np.add.reduceat(placed * ~is_positive, starts)
+        whole = wins.sum() * losses.sum()
+        below = np.cumsum(losses) - losses
+        return float((wins * (below + losses / 2)).sum() / whole) if whole > 0 else None
+
+    return of
 
 
 def chance(metric: Metric, values: Sequence[float], shuffles: int, seed: Sequence[int]) -> float | None:

@@ -91,6 +91,10 @@ class Shop:
                 "columns": {"source_query_id": "id", "item_id": "sku", "grade": "grade"},
             },
             "import_checkpoint": {"source": str(self.folder / "encoder"), "name": "base", "max_tokens": 32},
+            "pretrain_encoder": {
+                "base": "base", "name": "shop-words", "split": "default", "max_tokens": 32, "epochs": 2, "batch_size": 4,
+                "validation_share": 0.3, "seed": 5,
+            },
             "finetune_cross_encoder": {
                 "base": "base", "name": "relevance-1", "judgment_set": "ours", "max_tokens": 32, "query_max_tokens": 8,
                 "epochs": 2, "batch_size": 4, "shares": {"train": 0.4, "validation": 0.3}, "seed": 5,

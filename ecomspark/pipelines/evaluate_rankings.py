@@ -5,16 +5,16 @@ from datetime import date
 from typing import Literal
 
 import pandas as pd
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Name, Settings, setting
-from ecomspark.embedding import embedded
 from ecomspark.errors import ContractError
 from ecomspark.evaluation import Measures, as_table, judged_figures, published_figures
 from ecomspark.features import bm25 as lexical
 from ecomspark.features.scores import pair_texts
+from ecomspark.landing import cosines
 from ecomspark.models.checkpoint import open_checkpoint
 from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import (
@@ -29,7 +29,6 @@ from ecomspark.schemas import (
     TERMS,
     TEXTS,
 )
-from ecomspark.scoring import EmbedderAt
 from ecomspark.tables import Warehouse
 
 JOB = "evaluate_rankings"
@@ -137,28 +136,13 @@ def _orders(current: Run, config: Config, judged: DataFrame) -> pd.DataFrame:
 
 
 def _cosines(current: Run, config: Config, judged: DataFrame, queries: DataFrame, items: DataFrame) -> DataFrame:
-    """(query_id, item_id, cosine); vectors that are not there yet are made and kept."""
+    """(query_id, item_id, cosine) by the encoder that the settings name."""
     name = config.encoder or ""
     data_type = config.data_types.get(name)
     encoder = open_checkpoint(config.models_folder, name, "encoder", data_type=data_type)
     texts = tables.read_memory(current.warehouse, TEXTS)
-    pairs = pair_texts(judged, queries, items, texts, encoder.card.recipe.digest).persist()
-    folder, vector_type = str(encoder.folder.resolve()), encoder.card.vector_type
-    embedder = EmbedderAt(folder, encoder.scorer_digest, config.token_budget, data_type, vector_type)
-    joined = pairs.select("query_id", "item_id", "query_digest", "passage_digest")
-    roles: tuple[Literal["query", "passage"], ...] = ("query", "passage")
-    for role in roles:
-        wanted = pairs.select(F.col(f"{role}_digest").alias("text_digest"), F.col(f"{role}_text").alias("text"))
-        vectors = embedded(current, wanted, embedder, role)
-        named = vectors.select(F.col("text_digest").alias(f"{role}_digest"), F.col("vector").alias(f"{role}_vector"))
-        joined = joined.join(named, on=f"{role}_digest", how="inner")
-    cosine = F.round(_dot("query_vector", "passage_vector") / F.sqrt(_dot("query_vector") * _dot("passage_vector")), 6)
-    return joined.select("query_id", "item_id", cosine.alias("cosine"))
-
-
-def _dot(one: str, other: str | None = None) -> Column:
-    products = F.zip_with(one, other or one, lambda x, y: x.cast("double") * y)
-    return F.aggregate(products, F.lit(0.0), lambda total, x: total + x)
+    pairs = current.keep(pair_texts(judged, queries, items, texts, encoder.card.recipe.digest))
+    return cosines(current, pairs, encoder, data_type, config.token_budget)
 
 
 def _published(current: Run, config: Config, judged: DataFrame) -> pd.DataFrame:

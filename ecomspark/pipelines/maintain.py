@@ -74,6 +74,7 @@ READS = tuple(_REFER)
 # jobs read no table but the one that they publish.
 USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
     "build_texts": ((ITEMS, QUERY_ALIASES, JUDGMENT_ALIASES, TEXTS, TERMS), (QUERIES, JUDGMENTS, TEXTS, TERMS)),
+    "pretrain_encoder": ((QUERIES, ITEMS, SPLITS, TEXTS), ()),
     "finetune_cross_encoder": ((JUDGMENTS, QUERIES, ITEMS, SPLITS, TEXTS, EMBEDDINGS), (SPLITS,)),
     "build_candidates": (
         (QUERIES, ITEMS, CANDIDATES, COLLECTION_STATISTICS, JUDGMENTS, INTERACTIONS, QUERY_ALIASES, TERMS, TEXTS),
@@ -87,6 +88,10 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
     "evaluate_rankings": (
         (JUDGMENTS, SPLITS, QUERIES, ITEMS, RANKINGS, COLLECTION_STATISTICS, TERMS, TEXTS, EMBEDDINGS),
         (RUN_METRICS, EMBEDDINGS),
+    ),
+    "compare_checkpoints": (
+        (JUDGMENTS, SPLITS, QUERIES, ITEMS, TEXTS, SCORES, EMBEDDINGS),
+        (SCORES, EMBEDDINGS, RUN_METRICS),
     ),
 }
 

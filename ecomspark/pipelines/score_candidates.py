@@ -5,15 +5,13 @@ queries with another text, errors that may pass. Where that cannot be known, all
 """
 
 import logging
-import math
-import time
 from dataclasses import dataclass, replace
 from datetime import date
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from ecomspark import parts, tables
+from ecomspark import tables
 from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ContractError
 from ecomspark.features.changed import (
@@ -29,7 +27,6 @@ from ecomspark.features.changed import (
 )
 from ecomspark.features.scores import (
     PAIR,
-    SOURCES,
     distinct_pairs,
     lacking,
     pair_texts,
@@ -38,13 +35,14 @@ from ecomspark.features.scores import (
     with_texts,
 )
 from ecomspark.features.texts import ITEM_FIELDS
+from ecomspark.landing import check_texts, score_by_parts
 from ecomspark.ledger import Watermark
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
 from ecomspark.plans import Estimate, Plan, as_pins
 from ecomspark.resources import StageResources, profile_of
 from ecomspark.runs import Run, Summary, open_run, planned_run
 from ecomspark.schemas import CANDIDATES, ITEMS, QUERIES, RANKINGS, SCORES, TEXTS
-from ecomspark.scoring import CrossEncoderAt, Description, costs_of, score_pairs
+from ecomspark.scoring import CrossEncoderAt, Description
 from ecomspark.tables import Snapshot, Warehouse
 from ecomspark.text import settings_digest
 
@@ -188,7 +186,7 @@ def find(current: Run, checkpoint: Checkpoint, config: Config) -> Work:
     is_part = touched is not None
     looked_at = touched.pairs if touched is not None and touched.pairs is not None else _all_candidates(current)
     pairs = current.keep(_with_digests(current, looked_at, checkpoint, is_part))
-    looked_at_count = _check_texts(pairs, checkpoint)
+    looked_at_count = check_texts(pairs, checkpoint, "candidate")
     wanted = pairs.select(*PAIR).distinct()
     buckets = tables.buckets_of(current.warehouse, SCORES, pairs.select("query_digest")) if is_part else None
     scores = tables.read_memory(current.warehouse, SCORES, wanted, buckets)
@@ -294,42 +292,11 @@ def _with_digests(current: Run, candidates: DataFrame, checkpoint: Checkpoint, i
     return pair_texts(candidates, queries, items, texts, recipe.digest).drop("query_text", "passage_text")
 
 
-def _check_texts(pairs: DataFrame, checkpoint: Checkpoint) -> int:
-    """How many candidates are looked at. Raises ContractError when one has no text."""
-    without = F.count_if(F.col("query_digest").isNull() | F.col("passage_digest").isNull()).alias("without")
-    counts = pairs.agg(F.count("*").alias("looked_at"), without).collect()[0]
-    if counts["without"]:
-        recipe = checkpoint.card.recipe
-        raise ContractError(
-            f"texts: expected a text for every candidate under the recipe of {checkpoint.name} "
-            f"({recipe.digest.hex()}), found none for {counts['without']:,} of {counts['looked_at']:,}; "
-            "run build_texts with that recipe first"
-        )
-    return int(counts["looked_at"])
-
-
 def _score(current: Run, needed: DataFrame, checkpoint: Checkpoint, scorer: Description, config: Config) -> None:
-    """Score the pairs part by part, each landed before the next is begun: a death loses the part at hand."""
-    warehouse, spark = current.warehouse, current.warehouse.spark
-    tables.create(warehouse, SCORES)
-    placed = current.keep(needed.withColumn("place", tables.place_of(warehouse, SCORES, F.col("query_digest"))))
-    counts = [(row["place"], int(row["count"])) for row in placed.groupBy("place").count().collect()]
-    profile = profile_of(spark, config.resources)
-    for part, said in parts.told(parts.cut(counts, config.pairs_per_commit), "pairs"):
-        log.info("%s: %s", JOB, said)
-        mine = placed.where(F.col("place").between(part.first, part.last)).drop("place", "cause", "candidates")
-        sources = mine.select(F.explode(F.array(*SOURCES)).alias("source_digest")).distinct()
-        texts = tables.read_memory(warehouse, TEXTS, sources, tables.buckets_of(warehouse, TEXTS, sources))
-        pairs = with_texts(mine, texts, checkpoint.card.recipe.digest)
-        # A number of partitions that is given is kept: Spark would merge small ones into one long task. By ranges pairs
-        # of one passage stand together, so it is tokenised once a window, and an item of many queries fills no task.
-        by_passage = ("passage_digest", "query_digest")
-        tasks = pairs.repartitionByRange(math.ceil(part.count / config.pairs_per_task), *by_passage)
-        costs, start = costs_of(spark), time.monotonic()
-        scores = score_pairs(tasks.sortWithinPartitions(*by_passage), scorer, costs, profile)
-        rows = scores.withColumn("scorer_digest", F.lit(checkpoint.scorer_digest))
-        current.commit(tables.append_memory(warehouse, SCORES, rows, current.author))
-        current.spent("score", costs.value, time.monotonic() - start)
+    """Score the pairs part by part, and look after each whether too much failed."""
+    profile = profile_of(current.warehouse.spark, config.resources)
+    sizes = (config.pairs_per_commit, config.pairs_per_task)
+    for mine in score_by_parts(current, needed, checkpoint, scorer, *sizes, profile):
         _check(current, mine, checkpoint.scorer_digest, config.max_failed_share)
 
 

