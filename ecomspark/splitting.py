@@ -11,9 +11,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ecomspark import tables
+from ecomspark.embedding import embedded
 from ecomspark.errors import ContractError
 from ecomspark.features.splits import sides
-from ecomspark.landing import embedded
 from ecomspark.near_duplicates import followed, leaks, near_pairs
 from ecomspark.runs import Run
 from ecomspark.schemas import JUDGMENTS, QUERIES, SPLITS, TEXTS

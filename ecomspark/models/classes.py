@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ecomspark.metrics import gain_of
+
 
 def class_of(grades: Sequence[float], gains: Mapping[int, float], edges: Sequence[float]) -> NDArray[np.int64]:
     """The class of each grade, 0 the worst: its place among the grades of `gains`, or the interval between `edges`.
@@ -31,11 +33,10 @@ def class_gains(grades: Sequence[float], gains: Mapping[int, float], edges: Sequ
 
     Raises ValueError when an interval between edges has none.
     """
-    scale = sorted(gains)
     if not len(edges):
-        return [gains[grade] for grade in scale]
+        return [gains[grade] for grade in sorted(gains)]
     classes = class_of(grades, gains, edges)
-    worth = np.interp(np.array(grades, dtype=float), scale, [gains[grade] for grade in scale])
+    worth = np.array([gain_of(grade, gains) for grade in grades])
     if empty := sorted(set(range(len(edges) + 1)) - set(classes.tolist())):
         raise ValueError(f"class_edges: expected training pairs in each of {len(edges) + 1} classes, none in {empty}")
     return [float(worth[classes == each].mean()) for each in range(len(edges) + 1)]

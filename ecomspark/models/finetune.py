@@ -21,7 +21,7 @@ from sentence_transformers.cross_encoder import CrossEncoder
 from transformers import TrainerCallback, set_seed
 
 from ecomspark.errors import way
-from ecomspark.metrics import ndcg
+from ecomspark.metrics import gain_of, ndcg
 from ecomspark.models import embedder, heads, layers
 from ecomspark.models.calibration import calibrate
 from ecomspark.models.checkpoint import TOKENIZER_FILES, Card, Checkpoint, open_checkpoint, seal, workroom
@@ -95,9 +95,7 @@ class Learnt:
         if self.head == "classes":
             self._class_gains = class_gains(list(of_train["grade"]), plan.gains, settings.class_edges)
         labels = len(self._class_gains) or 1
-        self.model = CrossEncoder(
-            str(base.folder), num_labels=labels, local_files_only=True, trust_remote_code=False
-        )
+        self.model = CrossEncoder(str(base.folder), num_labels=labels, local_files_only=True, trust_remote_code=False)
         self._changed = layers.choose(self.model.model, settings)
         self.reader = _Reader(pair_tokenizer(base.folder, plan.card))
         # The trainer reads exactly the ids that scoring will read.
@@ -147,7 +145,9 @@ class Learnt:
             update={
                 "metrics": metrics,
                 "class_gains": self._class_gains,
-                "calibration": calibrate(logits.tolist(), gains_of(validation["grade"], plan.gains)),
+                "calibration": calibrate(
+                    logits.tolist(), [gain_of(grade, plan.gains) for grade in validation["grade"]]
+                ),
             }
         )
         made = workroom(plan.models_folder)
@@ -193,7 +193,9 @@ def _tried(
     """Validation NDCG@10 of each head of `auto`, trained on the same part of the training queries."""
     auto = plan.training.auto
     queries = sorted(set(of_train["query_id"]))
-    drawn = np.random.default_rng(plan.training.seed).permutation(len(queries))[: max(2, round(auto.share * len(queries)))]
+    drawn = np.random.default_rng(plan.training.seed).permutation(len(queries))[
+        : max(2, round(auto.share * len(queries)))
+    ]
     part = of_train[of_train["query_id"].isin({queries[place] for place in drawn})].reset_index(drop=True)
     found = {}
     for head in auto.heads:
@@ -220,14 +222,9 @@ def _cosines(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.ndarr
     return products / np.sqrt((one * one).sum(axis=1) * (other * other).sum(axis=1))  # type: ignore[no-any-return]
 
 
-def gains_of(grades: Sequence[float], gains: Mapping[int, float]) -> list[float]:
-    scale = sorted(gains)
-    return np.interp(np.asarray(grades, dtype=float), scale, [gains[grade] for grade in scale]).tolist()
-
-
 def _ndcg(pairs: pd.DataFrame, scores: np.ndarray[Any, Any], gains: dict[int, float]) -> float:
     """Mean NDCG@10 over the queries for which something judged is worth something; 0 if there is none."""
-    ranked = pairs.assign(score=scores, gain=gains_of(pairs["grade"], gains))
+    ranked = pairs.assign(score=scores, gain=[gain_of(grade, gains) for grade in pairs["grade"]])
     ranked = ranked.sort_values(["query_id", "score", "item_id"], ascending=[True, False, True])
     found = [ndcg(list(of["gain"]), list(of["gain"]), _NDCG_AT) for _, of in ranked.groupby("query_id")]
     values = [value for value in found if value is not None]

@@ -17,7 +17,8 @@ from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ContractError
 from ecomspark.evaluation import Measures
 from ecomspark.features.scores import PAIR, distinct_pairs, lacking, pair_texts, standing
-from ecomspark.landing import check_texts, cosines, score_by_parts
+from ecomspark.embedding import cosines
+from ecomspark.landing import check_texts, score_by_parts
 from ecomspark.metrics import Interval
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
 from ecomspark.paired import Compared
