@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ def train(
     examples: pd.DataFrame,
     module: str = "ecomspark.models.finetune",
     file: str = "examples.parquet",
+    see: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> None:
     """Train what the `Plan` of `module` says from `examples`, which it reads from `file`. The checkpoint is in the
-    models folder afterwards.
+    models folder afterwards. `see` is shown every progress line.
 
     Raises CheckpointError, naming the class of what went wrong, when the process ends otherwise; nothing is kept then.
     """
@@ -52,6 +53,7 @@ def train(
                     reason = f"{progress['error']}, by way of {progress['way']}"
                 else:
                     log.info("train: %s", _sentence(progress))
+                    see(progress)
             status = child.wait()
         except BaseException:
             child.terminate()
@@ -77,7 +79,15 @@ def _sentence(progress: dict[str, Any]) -> str:
     if progress["step"] == "before":
         return f"validation NDCG@10 {progress['ndcg@10']:.4f} by {progress['of']}"
     if progress["step"] == "train":
-        return f"step {progress['at']} of {progress['of']}"
+        loss = progress.get("loss")
+        return f"step {progress['at']} of {progress['of']}" + (f", loss {loss:.4f}" if loss is not None else "")
+    if progress["step"] == "head":
+        return f"head {progress['head']} on {progress['pairs']:,} pairs: validation NDCG@10 {progress['ndcg@10']:.4f}"
+    if progress["step"] == "auto":
+        return f"takes the head {progress['takes']}"
+    if progress["step"] in ("augmented", "negatives"):
+        counts = ", ".join(f"{name} {count:,}" for name, count in progress.items() if name != "step" and count)
+        return f"{progress['step']}: {counts or 'none'}"
     if progress["step"] == "epoch":
         found = f"validation NDCG@10 {progress['ndcg@10']:.4f}, best {progress['best']:.4f}"
         return f"epoch {progress['at']} of {progress['of']}: {found}"

@@ -18,19 +18,22 @@ import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict
 from sentence_transformers.cross_encoder import CrossEncoder
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
+from ecomspark.augmentation import Augmentation, augmented
 from ecomspark.errors import way
 from ecomspark.metrics import gain_of, ndcg
-from ecomspark.models import embedder, heads, layers
+from ecomspark.models import heads, layers
 from ecomspark.models.calibration import calibrate
 from ecomspark.models.checkpoint import TOKENIZER_FILES, Card, Checkpoint, open_checkpoint, seal, workroom
 from ecomspark.models.classes import class_gains, expected_gain_logits
 from ecomspark.models.cross_encoder import pair_tokenizer
 from ecomspark.models.encoder import padded, sorted_by_length
-from ecomspark.models.options import Head, Training
+from ecomspark.models.options import PAIR_HEADS, Head, Training
+from ecomspark.models.similarity import similarities
 from ecomspark.models.tokens import SequenceTokenizer, Texts
-from ecomspark.models.trainer import Judge, Report, forget, train
+from ecomspark.models.trainer import EachEpoch, Judge, Report, forget, train
+from ecomspark.negatives import mined
 
 _TOKEN_BUDGET = 2048
 _NDCG_AT = 10
@@ -47,13 +50,15 @@ class Plan(BaseModel):
     card: Card
     gains: dict[int, float]
     training: Training
+    teacher: str | None = None  # tells hard negatives from false ones; None: the base
 
 
 def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
     """Train, keep the state with the best validation NDCG@10, calibrate it, and seal the checkpoint.
 
     `examples`: query_id, query_text, item_id, passage_text, grade, and side (train or validation; no query on both);
-    for an auxiliary head its field, too. Raises CheckpointError when the base or the outcome does not verify,
+    for an auxiliary head its field, too; rows of the side `candidate`, with place, are what hard negatives are taken
+    from. Raises CheckpointError when the base or the outcome does not verify,
     ValueError when a side is empty, or when head and grades do not go together.
     """
     base = open_checkpoint(plan.models_folder, plan.base, "encoder")
@@ -64,6 +69,7 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
     if plan.training.threads is not None:
         torch.set_num_threads(plan.training.threads)
     before = _cosine_ndcg(base, validation, plan.gains)
+    of_train = _with_negatives(plan, base, examples, of_train, report)
     report({"step": "before", "ndcg@10": before, "of": "the untuned encoder's cosine, validation queries"})
     metrics: dict[str, dict[str, float]] = {"before": {"ndcg@10": before}}
     settings = plan.training
@@ -101,6 +107,16 @@ class Learnt:
         # The trainer reads exactly the ids that scoring will read.
         self.model.preprocess = self.reader.inputs  # type: ignore[method-assign]
 
+    def _change(self, of_train: pd.DataFrame, epoch: int) -> dict[str, int]:
+        """Let the reader read the texts that an epoch has; how many pairs each kind of change was made to."""
+        settings = self._settings
+        by_query = self.head not in PAIR_HEADS
+        changed, counts = augmented(of_train, settings.augmentation, settings.seed, epoch, is_one_text_a_query=by_query)
+        names = ["query_text", "passage_text"]
+        pairs = zip(of_train[names].itertuples(index=False), changed[names].itertuples(index=False), strict=True)
+        self.reader.changed = {tuple(own): tuple(other) for own, other in pairs if own != other}
+        return counts
+
     def fit(self, of_train: pd.DataFrame, validation: pd.DataFrame, report: Report, folder: Path) -> Judge:
         """Train; the best state is in the model afterwards."""
         settings = self._settings
@@ -116,8 +132,10 @@ class Learnt:
             folder if settings.resume_folder else None,
         )
         lengths = self.reader.row_lengths(rows["query"], rows["passage"])
-        train(self.model, loss, rows, lengths, heads.rows_a_step(self.head, rows, settings.batch_size), settings, judge,
-              folder)  # fmt: skip
+        a_step = heads.rows_a_step(self.head, rows, settings.batch_size)
+        changes = EachEpoch(lambda epoch: report({"step": "augmented", **self._change(of_train, epoch)}))
+        callbacks = [changes] if settings.augmentation != Augmentation() else []
+        train(self.model, loss, rows, lengths, a_step, settings, judge, folder, callbacks)
         return judge
 
     def logits(self, pairs: pd.DataFrame) -> np.ndarray[Any, Any]:
@@ -187,6 +205,25 @@ class _Reader:
         return [int(lengths[end - count : end].max()) for count, end in zip(counts, np.cumsum(counts), strict=True)]
 
 
+def _with_negatives(
+    plan: Plan, base: Checkpoint, examples: pd.DataFrame, of_train: pd.DataFrame, report: Report
+) -> pd.DataFrame:
+    """The training pairs with the hard negatives that the settings ask for, each of the worst grade."""
+    settings, candidates = plan.training.hard_negatives, examples[examples["side"] == "candidate"]
+    if not settings.per_query:
+        return of_train
+    teacher = open_checkpoint(plan.models_folder, plan.teacher) if plan.teacher else base
+
+    def similarity(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray[Any, Any]:
+        return similarities(teacher, queries, passages, token_budget=_TOKEN_BUDGET)
+
+    judged = examples[examples["side"] != "candidate"]
+    found, counts = mined(candidates, judged, similarity, settings, sorted(plan.gains))
+    report({"step": "negatives", **counts})
+    together = pd.concat([of_train, found[["query_id", "query_text", "item_id", "passage_text", "grade", "side"]]])
+    return together.sort_values(["query_id", "item_id"], ignore_index=True)
+
+
 def _tried(
     plan: Plan, base: Checkpoint, of_train: pd.DataFrame, validation: pd.DataFrame, report: Report
 ) -> dict[str, float]:
@@ -210,16 +247,8 @@ def _tried(
 
 
 def _cosine_ndcg(base: Checkpoint, pairs: pd.DataFrame, gains: dict[int, float]) -> float:
-    encoder = embedder.load(base.folder, base.scorer_digest, token_budget=_TOKEN_BUDGET)
-    queries = encoder.embed(list(pairs["query_text"]), "query")
-    passages = encoder.embed(list(pairs["passage_text"]), "passage")
-    return _ndcg(pairs, _cosines(queries, passages), gains)
-
-
-def _cosines(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    one, other = one.astype(np.float64), other.astype(np.float64)  # vectors of whole numbers are not of unit length
-    products = (one * other).sum(axis=1)
-    return products / np.sqrt((one * one).sum(axis=1) * (other * other).sum(axis=1))  # type: ignore[no-any-return]
+    found = similarities(base, list(pairs["query_text"]), list(pairs["passage_text"]), token_budget=_TOKEN_BUDGET)
+    return _ndcg(pairs, found, gains)
 
 
 def _ndcg(pairs: pd.DataFrame, scores: np.ndarray[Any, Any], gains: dict[int, float]) -> float:

@@ -4,11 +4,13 @@ The job's settings and the plan of the process that trains are made of the same 
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
+from ecomspark.augmentation import Augmentation
 from ecomspark.config import Section, setting
+from ecomspark.negatives import HardNegatives
 
 PairHead = Literal["bce", "mse", "classes"]
 QueryHead = Literal["ranknet", "lambda", "listnet"]
@@ -86,6 +88,8 @@ class Training(Section):
         0.0, "length of a step of the word vectors against the loss, learnt from, too (FGM); doubles the work; 0: off",
         ge=0,
     )  # fmt: skip
+    augmentation: Augmentation = setting(Augmentation(), "training pairs changed as shoppers and shops would write them")
+    hard_negatives: HardNegatives = setting(HardNegatives(), "candidates that nobody judged, taken for irrelevant")
     auxiliary: Auxiliary | None = setting(None, "a second head that names a field of the item; null: none")
     seed: int = setting(13, "of initialisation, order and dropout")
     threads: int | None = setting(
@@ -114,5 +118,3 @@ class Training(Section):
             raise ValueError("adversarial_noise: nothing below the head would learn from it")
         return self
 
-
-ClassGains = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(description="gain of each class, rising")]

@@ -126,6 +126,16 @@ class _Switched:
         setattr(self._noise, self._flag, False)
 
 
+class EachEpoch(TrainerCallback):
+    """Does something at the beginning of each epoch, also of one that is gone on with."""
+
+    def __init__(self, act: Callable[[int], None]) -> None:
+        self._act = act
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._act(int(state.epoch or 0))
+
+
 class Judge(TrainerCallback):
     """Judges the model on validation queries so many times an epoch, keeps the best state, stops when patience is out.
 

@@ -18,9 +18,11 @@ from sklearn.metrics import roc_auc_score
 
 from ecomspark.metrics import Interval, bootstrap, ndcg
 from ecomspark.near_duplicates import leaks, near_pairs
+from ecomspark.text import Analyser
 
 JUDGMENTS = Path(__file__).parents[3] / "shared" / "data" / "homedepot_judgments.parquet"  # beside the checkout
 
+MIN_COSINE = 0.92  # of queries whose numbers are the same
 IS_RELEVANT = 2.5  # grades are means of several judges, from 1 to 3
 NDCG_AT = 10
 NDCG_ITEMS = 5  # of a query at least; with one grade only it has no order to find
@@ -53,7 +55,7 @@ def all_pairs() -> pd.DataFrame:
     judged = pd.read_parquet(JUDGMENTS).sort_values(["query_text", "item_id"], ignore_index=True)
     texts = sorted(judged["query_text"].unique())
     sides = [home_depot_side(text) for text in texts]
-    found = leaks(near_pairs(texts, untuned_vectors(texts), language="english"), sides)
+    found = leaks(near_pairs(texts, untuned_vectors(texts), Analyser(language="english"), min_cosine=MIN_COSINE), sides)
     found = found[found["near_side"] == "test"].set_index("at")
     queries = pd.DataFrame(
         {"query_text": texts, "query_id": [hashlib.md5(text.encode()).hexdigest() for text in texts], "side": sides}
