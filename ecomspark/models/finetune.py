@@ -101,7 +101,9 @@ class Learnt:
         if self.head == "classes":
             self._class_gains = class_gains(list(of_train["grade"]), plan.gains, settings.class_edges)
         labels = len(self._class_gains) or 1
-        self.model = CrossEncoder(str(base.folder), num_labels=labels, local_files_only=True, trust_remote_code=False)
+        self.model = CrossEncoder(
+            str(base.folder), num_labels=labels, local_files_only=True, trust_remote_code=False
+        )
         self._changed = layers.choose(self.model.model, settings)
         self.reader = _Reader(pair_tokenizer(base.folder, plan.card))
         # The trainer reads exactly the ids that scoring will read.
@@ -163,9 +165,7 @@ class Learnt:
             update={
                 "metrics": metrics,
                 "class_gains": self._class_gains,
-                "calibration": calibrate(
-                    logits.tolist(), [gain_of(grade, plan.gains) for grade in validation["grade"]]
-                ),
+                "calibration": calibrate(logits.tolist(), [gain_of(grade, plan.gains) for grade in validation["grade"]]),
             }
         )
         made = workroom(plan.models_folder)
@@ -230,9 +230,7 @@ def _tried(
     """Validation NDCG@10 of each head of `auto`, trained on the same part of the training queries."""
     auto = plan.training.auto
     queries = sorted(set(of_train["query_id"]))
-    drawn = np.random.default_rng(plan.training.seed).permutation(len(queries))[
-        : max(2, round(auto.share * len(queries)))
-    ]
+    drawn = np.random.default_rng(plan.training.seed).permutation(len(queries))[: max(2, round(auto.share * len(queries)))]
     part = of_train[of_train["query_id"].isin({queries[place] for place in drawn})].reset_index(drop=True)
     found = {}
     for head in auto.heads:

@@ -90,9 +90,7 @@ class WithAuxiliary(torch.nn.Module):
     def _keep(self, _: torch.nn.Module, __: Any, output: Any) -> None:
         self._first = output.last_hidden_state[:, 0]
 
-    def forward(
-        self, inputs: Any, labels: Sequence[torch.Tensor], prompt: Any = None, task: Any = None
-    ) -> torch.Tensor:
+    def forward(self, inputs: Any, labels: Sequence[torch.Tensor], prompt: Any = None, task: Any = None) -> torch.Tensor:
         both = torch.stack(list(labels)).float()  # (pairs, 2)
         relevance, classes = both[:, 0], both[:, 1].long()
         if isinstance(self.loss, losses.CrossEntropyLoss):

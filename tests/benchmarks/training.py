@@ -102,7 +102,9 @@ def usual(rows: pd.DataFrame, seed: int, folder: Path) -> tuple[Any, int]:
     return lambda of: model.predict(list(zip(of["plain_query"], of["title"], strict=True)), batch_size=64), tokens
 
 
-def ours(rows: pd.DataFrame, name: str, seed: int, folder: Path, settings: Mapping[str, Any]) -> tuple[Any, int]:
+def ours(
+    rows: pd.DataFrame, name: str, seed: int, folder: Path, settings: Mapping[str, Any]
+) -> tuple[Any, int]:
     """A scorer of rows by a checkpoint that our trainer made, and the tokens that it read, padding included."""
     from ecomspark.models import cross_encoder, finetune
     from ecomspark.models.checkpoint import CARD, Card, open_checkpoint
@@ -183,19 +185,11 @@ def recipe_figures(folder: Path) -> Iterator[tuple[str, float, str]]:
             yield f"{name}: test {metric}, mean of {len(SEEDS)} seeds", float(np.mean(values)), ""
         yield f"{name}: seconds on one thread, mean", float(np.mean([one["seconds"] for one in found])), ""
     for name, most, auc_must in (("ours", 1.0, ">= -0.002"), ("best", 3.0, "")):
-        yield (
-            f"{name}: tokens forward and backward as a multiple of the usual recipe's",
-            tokens[name] / tokens["usual"],
-            f"<= {most}",
-        )
+        yield f"{name}: tokens forward and backward as a multiple of the usual recipe's", tokens[name] / tokens["usual"], f"<= {most}"
         auc = home_depot.auc_difference(test, scores[name], scores["usual"])
         ranked = home_depot.ndcg_difference(test, scores[name], scores["usual"])
         yield f"{name}: test AUC less the usual recipe's", auc.mean, auc_must
-        yield (
-            f"{name}: lower end of its paired 95 % interval over queries",
-            auc.low,
-            "> 0" if name == "best" else "aim > 0",
-        )
+        yield f"{name}: lower end of its paired 95 % interval over queries", auc.low, "> 0" if name == "best" else "aim > 0"
         yield f"{name}: upper end", auc.high, ""
         yield f"{name}: the same difference, for the aim", auc.mean, f"aim >= {0.01 if name == 'ours' else 0.02}"
         yield f"{name}: test NDCG@10 less the usual recipe's", ranked.mean, ">= -0.002" if name == "ours" else ""
@@ -264,11 +258,9 @@ def same_figures(folder: Path) -> Iterator[tuple[str, float, str]]:
                 time.sleep(0.05)
             os.kill(child.pid, signal.SIGKILL)
             child.wait()
-            yield (
-                "interrupted training: what was kept when it was killed",
-                float(len(list((folder / "resume").glob("*/checkpoint-*")))),
-                ">= 1",
-            )
+            yield "interrupted training: what was kept when it was killed", float(
+                len(list((folder / "resume").glob("*/checkpoint-*")))
+            ), ">= 1"
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     weights = {n: load_file(folder / f"{n}-640-1" / "model.safetensors") for n in ("twin-1", "twin-2", "cut")}
     for name, must in (("twin-2", "= 0"), ("cut", "<= 1e-6")):
