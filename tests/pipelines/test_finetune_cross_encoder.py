@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import build_rows
 from shop import Shop
 
+from ecomspark import tables
 from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.models.checkpoint import open_checkpoint, sha256
-from ecomspark.schemas import JUDGMENTS, RUNS, SPLITS
+from ecomspark.pipelines.finetune_cross_encoder import JOB
+from ecomspark.schemas import JUDGMENTS, QUERIES, RUNS, SPLITS
+from ecomspark.tables import Author
+from ecomspark.text import digest, normalise_query
 
 
 def test_the_card_says_what_made_the_checkpoint(ranked_shop: Shop) -> None:
@@ -48,56 +53,69 @@ def test_queries_are_split_whole_and_keep_their_side(ranked_shop: Shop, copied: 
     assert {query: side for query, side in after.items() if query in sides} == sides
 
 
-def side_of(shop: Shop, query_text: str) -> str:
-    from ecomspark.text import digest, normalise_query
+NEAR = {"red mug": "mugs, red", "wall clock": "clock wall", "candle holder": "candel holders", "gift": "gifts",
+        "teapot": "teapots"}  # fmt: skip
 
-    query_id = digest("uk", normalise_query(query_text))
-    sides = {bytes(row["query_id"]): row["side"] for row in shop.rows(SPLITS).where("split = 'default'").collect()}
-    return sides[query_id]
+
+def sides(shop: Shop) -> dict[str, str]:
+    """The side of each query's text."""
+    placed = shop.rows(SPLITS).join(shop.rows(QUERIES), on="query_id", how="inner").select("query_text", "side")
+    return {row["query_text"]: row["side"] for row in placed.collect()}
 
 
 def add_queries(shop: Shop, *texts: str) -> None:
     """Judged ones, each of one item."""
     shop.write("queries", "id,query,traffic", [(f"n{at}", text, 1) for at, text in enumerate(texts)])
     shop.write("judgments", "id,sku,grade", [(f"n{at}", "i01", 3) for at in range(len(texts))])
-    for job, more in (
-        ("import_queries", {"mode": "upsert"}),
-        ("import_judgments", {"mode": "upsert"}),
-        ("build_texts", {}),
-    ):
-        shop.run(job, f"new {len(texts)}".replace(" ", "-"), **more)
+    for job in ("import_queries", "import_judgments"):
+        shop.run(job, "more", mode="upsert")
+    shop.run("build_texts", "more")
+
+
+def put(shop: Shop, text: str, side: str) -> None:
+    """Put a query on a side, as an earlier draw would have that did not look for near-duplicates."""
+    row = {"split": "default", "query_id": digest("uk", normalise_query(text)), "side": side}
+    change = tables.compare(
+        shop.warehouse,
+        SPLITS,
+        build_rows(shop.spark, SPLITS, row).drop("changed_by"),
+        Author("test", "put"),
+        deletes=False,
+    )
+    tables.publish(shop.warehouse, change, Author("test", "put"))
 
 
 def test_a_new_query_goes_where_its_near_duplicate_is(copied: Shop) -> None:
-    old = ["red mug", "Wall Clock", "candle holder", "gift", "teapot"]
-    new = ["mugs, red", "clock wall", "candel holders", "gifts", "teapots"]
-    add_queries(copied, *new)
+    add_queries(copied, *NEAR.values())
     summary = copied.run("finetune_cross_encoder", "near", name="relevance-2")
-    assert [side_of(copied, text) for text in new] == [side_of(copied, text) for text in old]
-    assert {side_of(copied, text) for text in old} == {"train", "validation", "test"}, "no draw could do that by chance"
-    assert summary.rows["split_queries"] == len(new)
+    found = sides(copied)
+    assert [found[text] for text in NEAR.values()] == [found[text] for text in NEAR]
+    assert {found[text] for text in NEAR} == {"train", "validation", "test"}, "one side for all would prove nothing"
+    assert summary.rows["split_queries"] == len(NEAR)
     assert (summary.rows["leaks"], summary.rows["dropped_queries"]) == (0, 0)
-    data = open_checkpoint(copied.models, "relevance-2").card.data["splits"]
-    assert data["version"] == summary.tables["splits"]["after"], "the version that has the new queries"
+    card = open_checkpoint(copied.models, "relevance-2").card
+    assert card.settings["split"] == "default"
+    assert card.data["splits"]["version"] == summary.tables["splits"]["after"], "the version with the new queries"
 
 
 def test_queries_that_leak_end_the_run_or_are_left_out(copied: Shop) -> None:
-    """All vectors of the tiny encoder point one way: so all queries, which have their sides already, are near."""
-    before = copied.rows(SPLITS).count()
-    with pytest.raises(
-        ContractError, match=r"found \d leaks of 5 queries looked at: .* of train near \w+ by cosine"
-    ) as told:
-        copied.run("finetune_cross_encoder", "leak", name="leak", min_cosine=0.1)
-    assert "near_duplicates: drop" in str(told.value)
-    assert not any(word in str(told.value) for word in ("mug", "clock", "teapot"))
-    assert not (copied.models / "leak").exists()
-    assert copied.rows(SPLITS).count() == before
-    # One train query of a near-duplicate in the test split, by an older draw that did not look.
-    sides = {
-        side: [row["query_id"] for row in copied.rows(SPLITS).where(f"side = '{side}'").collect()]
-        for side in ("train", "test")
-    }
-    assert all(sides.values())
+    """The near-duplicate of a test query is on the training side, and a side is for ever."""
+    tested = next(text for text, side in sides(copied).items() if side == "test")
+    add_queries(copied, NEAR[tested])
+    put(copied, NEAR[tested], "train")
+    leak = r"found 1 leaks of 6 queries looked at: 1 of train near test by (tokens|edits); .*near_duplicates: drop"
+    with pytest.raises(ContractError, match=leak) as told:
+        copied.run("finetune_cross_encoder", "refused", name="relevance-2")
+    assert NEAR[tested] not in str(told.value)
+    assert not (copied.models / "relevance-2").exists()
+    with pytest.raises(ContractError, match=r"of train near test by cosine"):
+        copied.run("finetune_cross_encoder", "by-cosine", name="relevance-2", min_cosine=0.01)
+    runs = {row["run_id"]: row["rows"] for row in copied.rows(RUNS).where(f"job = '{JOB}'").collect()}
+    assert runs["by-cosine"]["embedded"] == 1, "the others' vectors were there"
+    summary = copied.run("finetune_cross_encoder", "dropped", name="relevance-2", near_duplicates="drop")
+    assert (summary.rows["leaks"], summary.rows["dropped_queries"]) == (1, 1)
+    assert summary.rows["train_pairs"] == runs["first"]["train_pairs"], "its pair is not learnt from"
+    assert sides(copied)[NEAR[tested]] == "train"
 
 
 def test_the_same_training_is_done_once_and_another_takes_another_name(copied: Shop) -> None:
