@@ -60,7 +60,7 @@ def by_traffic(traffic: pd.Series, head_share: float, tail_share: float) -> pd.S
     before = in_order.cumsum() - in_order
     whole = in_order.sum()
     part = pd.Series("middle", index=in_order.index)
-    part[before >= (1 - tail_share) * whole] = "tail"
+    part[before >= whole - tail_share * whole] = "tail"
     part[before < head_share * whole] = "head"
     return part
 

@@ -1,6 +1,8 @@
 """The list of checkpoints: figures from their cards, and a line for one that is broken."""
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,15 @@ from ecomspark.model_list import as_lines, listed
 from ecomspark.models.checkpoint import open_checkpoint
 
 METRICS = {"before": {"ndcg@10": 0.5}, "after": {"ndcg@10": 0.75, "epoch": 2.0}}
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """The command sends the project's log to stderr; other tests want it as it was."""
+    log = logging.getLogger("ecomspark")
+    before = (list(log.handlers), log.level, log.propagate)
+    yield
+    log.handlers[:], log.level, log.propagate = before[0], before[1], before[2]
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Comparing end to end: the figures are those of the two models in one process, and nothing is scored twice."""
 
 import json
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,15 @@ SECTION = {
     "resamples": 200,
     "min_queries": 2,
 }
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """The command sends the project's log to stderr; other tests want it as it was."""
+    log = logging.getLogger("ecomspark")
+    before = (list(log.handlers), log.level, log.propagate)
+    yield
+    log.handlers[:], log.level, log.propagate = before[0], before[1], before[2]
 
 
 @pytest.fixture
