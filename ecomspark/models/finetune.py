@@ -83,6 +83,7 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
         learnt = Learnt(plan, base, settings, of_train)
         judge = learnt.fit(of_train, validation, report, Path(kept or temporary))
         metrics["after"] = {"ndcg@10": judge.best["ndcg"], "epoch": round(judge.best["epoch"], 3)}
+        metrics["pairs"] = {"train": float(len(of_train)), "validation": float(len(validation))}
         metrics["read"] = {"tokens": learnt.reader.token_count, "padding": learnt.reader.padding_count}
         made = learnt.sealed(validation, metrics)
         if kept:

@@ -149,6 +149,7 @@ class Judge(TrainerCallback):
         self._judge, self._loss, self._settings, self._report, self._folder = judge, loss, settings, report, folder
         self._state: dict[str, torch.Tensor] = {}
         self._looks: list[dict[str, float]] = []  # step, epoch and ndcg of each
+        self._is_out_of_patience = False
 
     @property
     def best(self) -> dict[str, float]:
@@ -173,7 +174,8 @@ class Judge(TrainerCallback):
             self._look(state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._look(state, control)
+        if not self._is_out_of_patience:  # in the middle of an epoch the trainer ends that, too
+            self._look(state, control)
 
     def _look(self, state: Any, control: Any) -> None:
         found = self._judge()
@@ -185,7 +187,7 @@ class Judge(TrainerCallback):
         at = {"at": round(float(state.epoch), 2), "of": self._settings.epochs, "global_step": state.global_step}
         self._report({"step": "epoch", **at, "ndcg@10": found, "best": self.best["ndcg"]})
         if len(self._looks) - 1 - self._looks.index(self.best) >= self._settings.patience:
-            control.should_training_stop = True
+            self._is_out_of_patience = control.should_training_stop = True
 
     def _keep(self, is_best: bool) -> None:
         if self._folder is None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pandas as pd
 from pydantic import field_validator, model_validator
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ecomspark import tables
@@ -157,11 +157,10 @@ def _examples(current: Run, config: Config, split: DataFrame) -> pd.DataFrame:
     field = config.auxiliary.field if config.auxiliary else None
     texts, items = tables.read_memory(current.warehouse, TEXTS), current.read(ITEMS)
     read = pair_texts(pairs, current.read(QUERIES), items, texts, config.recipe.digest)
-    names: list[Column | str] = [F.lower(F.hex("query_id")).alias("query_id"), "item_id", "query_text", "passage_text", "grade", "side",
-             "place"]  # fmt: skip
+    names = ["item_id", "query_text", "passage_text", "grade", "side", "place"]
     if field:
-        read = read.join(items.select("item_id", field), on="item_id", how="inner")
-    joined = read.select(*names, *((field,) if field else ()))
+        read, names = read.join(items.select("item_id", field), on="item_id", how="inner"), [*names, field]
+    joined = read.select(F.lower(F.hex("query_id")).alias("query_id"), *names)
     examples: pd.DataFrame = joined.toPandas().sort_values(["query_id", "item_id"], ignore_index=True)
     by_side = examples["side"].value_counts()
     current.count(train_pairs=int(by_side.get("train", 0)), validation_pairs=int(by_side.get("validation", 0)))

@@ -24,8 +24,8 @@ def test_the_card_says_what_made_the_checkpoint(ranked_shop: Shop) -> None:
     assert {"judgments", "queries", "items"} <= set(card.data)
     assert card.settings["epochs"] == 2
     assert card.settings["seed"] == 5
-    assert set(card.metrics) == {"before", "after"}
-    assert all(0 <= card.metrics[when]["ndcg@10"] <= 1 for when in card.metrics)
+    assert set(card.metrics) == {"before", "after", "pairs", "read"}
+    assert all(0 <= card.metrics[when]["ndcg@10"] <= 1 for when in ("before", "after"))
     logits, gains = zip(*card.calibration, strict=True)
     assert list(logits) == sorted(set(logits))
     assert list(gains) == sorted(set(gains))
@@ -166,10 +166,48 @@ def test_word_vectors_move_only_when_they_are_trained(copied: Shop, is_trained: 
     from safetensors.numpy import load_file
 
     copied.run(
-        "finetune_cross_encoder", "words", name="words", batch_size=1, loss="mse", trains_word_vectors=is_trained
+        "finetune_cross_encoder", "words", name="words", batch_size=1, head="mse", trains_word_vectors=is_trained
     )
     base, made = (load_file(copied.models / name / "model.safetensors") for name in ("base", "words"))
     name = "embeddings.word_embeddings.weight"
     assert (base[name] == made[f"bert.{name}"]).all() != is_trained
     layer = "encoder.layer.0.attention.self.query.weight"
     assert not (base[layer] == made[f"bert.{layer}"]).all()
+
+
+def test_classes_want_whole_grades_or_edges(copied: Shop) -> None:
+    copied.write("judgments", "id,sku,grade", [("q1", "i01", 2.5), ("q1", "i02", 1)])
+    copied.run("import_judgments", "means", mode="upsert", fractional_grades=True)
+    copied.run("build_texts", "means")
+    said = "head classes: expected grades of 0, 1, 2, 3, found 1 between them; set finetune_cross_encoder.class_edges"
+    with pytest.raises(ContractError, match=said):
+        copied.run("finetune_cross_encoder", "classes", name="classes", head="classes")
+    made = copied.run("finetune_cross_encoder", "edges", name="classes", head="classes", class_edges=[1.5])
+    assert made.rows["checkpoints"] == 1
+    assert len(open_checkpoint(copied.models, "classes").card.class_gains) == 2
+
+
+def test_negatives_auxiliary_resuming_and_curves_reach_the_training(copied: Shop, tmp_path: Path) -> None:
+    """All at once, since each run costs seconds: what each does is tested in models/test_finetune."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    summary = copied.run(
+        "finetune_cross_encoder",
+        "all",
+        name="all",
+        hard_negatives={"per_query": 2, "skip_first": 0, "max_share_of_positive": 1.0, "max_overlap": 1.0},
+        auxiliary={"field": "brand"},
+        augmentation={"typos": 1.0},
+        resume_folder=str(tmp_path / "kept"),
+        tracking={"tensorboard": str(tmp_path / "curves")},
+    )
+    assert summary.rows["candidate_pairs"] > 0
+    card = open_checkpoint(copied.models, "all").card
+    assert "candidates" in card.data
+    assert "resume_folder" not in card.settings, "a path of this machine"
+    assert card.metrics["pairs"]["train"] > summary.rows["train_pairs"], "negatives came to the judged pairs"
+    curves = EventAccumulator(str(tmp_path / "curves" / "all-all")).Reload()
+    assert curves.Scalars("validation/ndcg_at_10")
+    assert not list((tmp_path / "kept").glob("*")), "what was kept is taken away at the end"
+    with pytest.raises(ValueError, match="expected a folder outside models_folder"):
+        copied.run("finetune_cross_encoder", "inside", name="x", resume_folder=str(copied.models / "kept"))
