@@ -123,7 +123,7 @@ def test_the_template_names_every_key_and_is_itself_settings(job: str, tmp_path:
     section = document[job] or {}
     for keys in (document, section):
         keys.update(
-            {key: value for key, value in required.items() if key in keys and (key == "source" or not keys[key])}
+            {key: value for key, value in required.items() if key in keys and kind.model_fields[key].is_required()}
         )
     path = tmp_path / "template.yaml"
     path.write_text(yaml.safe_dump({**document, job: section}))

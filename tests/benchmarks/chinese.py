@@ -61,7 +61,7 @@ class Effort:
     threads: int
 
 
-FULL = Effort(reviews=20_000, pairs=8_000, tested=None, pretraining_epochs=1, epochs=1, threads=2)
+FULL = Effort(reviews=10_000, pairs=5_000, tested=None, pretraining_epochs=1, epochs=1, threads=2)
 SHORT = Effort(reviews=300, pairs=256, tested=200, pretraining_epochs=1, epochs=1, threads=1)
 
 

@@ -168,7 +168,7 @@ def train_all(wanted: Sequence[tuple[str, int, int | None, Mapping[str, Any]]], 
 
 def recipe_figures(folder: Path) -> Iterator[tuple[str, float, str]]:
     """Ours and the best option against the usual recipe: (figure, value, must)."""
-    makes = {"usual": {}, "ours": OURS, "best": BEST}
+    makes: dict[str, dict[str, Any]] = {"usual": {}, "ours": OURS, "best": BEST}
     train_all([(name, seed, PAIRS, makes[name]) for seed in SEEDS for name in makes], folder)
     test = split(PAIRS)
     test = test[test["side"] == "test"]
