@@ -30,7 +30,7 @@ class Lora(Section):
     """Low-rank changes of the encoder's linear layers (Hu et al. 2022), merged into the weights at the end."""
 
     rank: int = setting(8, "of a layer's change", ge=1)
-    alpha: float = setting(16.0, "the change is multiplied by alpha / rank", gt=0)
+    alpha: int = setting(16, "the change is multiplied by alpha / rank", gt=0)
     dropout: float = setting(0.0, "of what goes into a change", ge=0, lt=1)
 
 

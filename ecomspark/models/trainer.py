@@ -73,12 +73,12 @@ class Trainer(CrossEncoderTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Of a training that may be resumed: the weights of the loss and of the model in it, as safetensors."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file(_own(self._learnt), folder / _WEIGHTS)
 
-    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
-        found = load_file(Path(checkpoint_path) / _WEIGHTS)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        found = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
         self._learnt.load_state_dict(found, strict=False)  # shared tensors are written once; the names below are all
         if missing := set(_own(self._learnt)) - set(found):
             raise ValueError(f"{len(missing)} weights are not in what was kept of an interrupted training")
