@@ -10,7 +10,8 @@ DISK_GIB ?= 12
 bench: OUT ?= bench.json
 gpu: OUT ?= gpu.json
 faults: OUT ?= faults.json
-.PHONY: help env demo test faults bench gpu recall check format lock wheel clean
+figures: OUT ?= figures.json
+.PHONY: help env demo test faults bench figures gpu recall check format lock wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -47,6 +48,9 @@ faults: $(VENV)/ready ## try every fault in full, hours in the background: make 
 
 bench: $(VENV)/ready ## measure the scoring engine beside its peers, 25 minutes: make bench OUT=bench.json
 	@$(BIN)/python tests/benchmarks/engine.py --out $(OUT) $(ARGS)
+
+figures: $(VENV)/ready ## measure fine-tuning on ../shared/data, hours in the background: make figures OUT=figures.json [ONLY="recipe full same chinese"]
+	@$(BIN)/python tests/benchmarks/make_figures.py --out $(OUT) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 gpu: $(VENV)/ready ## measure the model side alone on this machine's GPU: make gpu OUT=gpu.json
 	@$(BIN)/python tests/benchmarks/gpu.py --out $(OUT) $(ARGS)

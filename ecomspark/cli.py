@@ -1,5 +1,5 @@
-"""The command `ecomspark`: run a job or plan it, put rankings back, explain a rank, list and compare checkpoints, print
-settings, look for what would stop a run, show the demo."""
+"""The command `ecomspark`: run a job, plan it, or run all of a file; put rankings back, explain a rank, list and
+compare checkpoints, print settings, look for what would stop a run, show the demo."""
 
 import argparse
 import importlib
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecomspark import __version__, compare, config, demo, doctor, explain, holds, launch, model_list, why
+from ecomspark import __version__, benchmark, compare, config, demo, doctor, explain, holds, launch, model_list, why
 
 PLANNED = ("score_candidates", "rank_candidates")
 
@@ -106,6 +106,17 @@ def main(arguments: list[str] | None = None) -> int:
     show.add_argument("--run-id", default="demo", metavar="ID", help="names the runs; give another to run them anew")
     show.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
 
+    whole = commands.add_parser(
+        "benchmark",
+        help="run every job that a settings file has a section for, and print the figures",
+        description="Run the jobs of a settings file in one Spark session, in the order in which they need each other, "
+        "and print the figures of evaluate_rankings. Given again with the same run_id, it goes on where it ended.",
+    )
+    whole.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/esci.yaml")
+    whole.add_argument("--run-id", required=True, metavar="ID", help="names the runs; give another to run them anew")
+    launch.add_as_of(whole)
+    whole.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
+
     asked, unknown = parser.parse_known_args(arguments)
     if unknown:
         # Behind `explain` they are words of a query without quotes, which argparse would repeat.
@@ -134,6 +145,9 @@ def main(arguments: list[str] | None = None) -> int:
         pair = {"query_text": asked.query, "item_id": asked.item, "locale": asked.locale, "variant": asked.variant}
         pipelines = {job: pipeline(job) for job in why.JOBS}
         return explain.show(asked.conf, asked.overrides, pair, asked.as_json, pipelines)
+    if asked.command == "benchmark":
+        pipelines = {job: pipeline(job) for job in benchmark.JOBS}
+        return benchmark.show(asked.conf, asked.run_id, asked.overrides, asked.as_of, pipelines)
     return demo.show(asked.conf, asked.run_id, asked.overrides, {job: pipeline(job) for job in demo.ALL_JOBS})
 
 

@@ -99,7 +99,8 @@ class Settings(Section):
 
     bm25: Bm25 = setting(Bm25(), "lexical match")
     gains: dict[int, float] = setting(
-        GAIN_PRESETS["exponential"], f"gain by grade, or a preset: {', '.join(GAIN_PRESETS)}"
+        GAIN_PRESETS["exponential"],
+        f"gain by whole grade, the lowest need not be 0; or a preset: {', '.join(GAIN_PRESETS)}",
     )
 
     @field_validator("gains", mode="before")
@@ -133,6 +134,8 @@ def as_gains(value: Any) -> dict[int, float]:
             raise ValueError(f"no preset named {value}; there are {', '.join(GAIN_PRESETS)}")
         return GAIN_PRESETS[value]
     gains = {int(grade): float(gain) for grade, gain in dict(value).items()}
+    if any(float(grade) != int(grade) for grade in dict(value)):
+        raise ValueError("gains are of whole grades; what lies between two is worth what lies between their gains")
     rising = [gains[grade] for grade in sorted(gains)]
     if len(rising) < 2 or rising != sorted(rising) or rising[0] < 0 or rising[-1] != 1:
         raise ValueError("gains must not fall as the grade rises, must not be negative, and the best must be 1")
@@ -202,7 +205,14 @@ def _file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected keys with values, found {type(document).__name__}")
-    return document
+    return {key: _unshared(value) for key, value in document.items()}
+
+
+def _unshared(value: Any) -> Any:
+    """What an alias (`*name`) repeats as a value of its own: `--set` must change it in one place only."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 class _UniqueKeys(yaml.SafeLoader):

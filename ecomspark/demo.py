@@ -6,18 +6,17 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame, Row, SparkSession, Window
+from pyspark.sql import DataFrame, Row, Window
 from pyspark.sql import functions as F
 
 from ecomspark import launch, tables
+from ecomspark.benchmark import figure_lines, told
 from ecomspark.config import Settings
-from ecomspark.evaluation import Figure, as_table, not_shown
 from ecomspark.explain import as_lines as explained
 from ecomspark.explain import explain
 from ecomspark.ledger import OVER
 from ecomspark.plans import as_lines
-from ecomspark.runs import Summary
-from ecomspark.schemas import ITEMS, QUERIES, RANKINGS, RUN_METRICS, RUNS, SPLITS, Table
+from ecomspark.schemas import ITEMS, QUERIES, RANKINGS, RUNS, SPLITS, Table
 from ecomspark.tables import Snapshot, Warehouse
 
 JOBS = (
@@ -43,7 +42,7 @@ def show(path: Path, run_id: str, overrides: Sequence[str], pipelines: Mapping[s
         with launch.spark_session("demo", shared) as spark:
             is_done_already = True
             for number, job in enumerate(JOBS, start=1):
-                summary = _told(f"[{number:2} of {len(JOBS)}]", pipelines[job], spark, settings[job], run_id, AS_OF)
+                summary = told(f"[{number:2} of {len(JOBS)}]", pipelines[job], spark, settings[job], run_id, AS_OF)
                 is_done_already &= summary.status == "replayed"
             warehouse = Warehouse(spark, shared.warehouse, shared.buckets)
             _show_rankings(warehouse, settings["evaluate_rankings"])
@@ -55,17 +54,6 @@ def show(path: Path, run_id: str, overrides: Sequence[str], pipelines: Mapping[s
             )
         _show_ways_on(shared, time.monotonic() - start)
     return ended.status
-
-
-def _told(place: str, pipeline: Any, spark: SparkSession, settings: Settings, run_id: str, as_of: date) -> Summary:
-    """Run a job and say what it did."""
-    before = time.monotonic()
-    summary: Summary = pipeline.run(spark, settings, run_id, as_of)
-    said = {"replayed": "done already", "nothing_to_do": "nothing to do", "published": "published"}
-    counts = ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in summary.rows.items() if n)
-    took = time.monotonic() - before
-    print(f"{place} {pipeline.JOB}: {said[summary.status]}, {took:.1f} s; {counts}", flush=True)
-    return summary
 
 
 def _second_day(
@@ -89,12 +77,12 @@ def _second_day(
     importing = pipelines["import_items"].Config(
         **keys, source={"format": "parquet", "path": catalogue}, columns={name: name for name in columns}
     )
-    _told("[import ]", pipelines["import_items"], spark, importing, run_id, AS_OF)
-    _told("[texts  ]", pipelines["build_texts"], spark, settings["build_texts"], run_id, AS_OF)
+    told("[import ]", pipelines["import_items"], spark, importing, run_id, AS_OF)
+    told("[texts  ]", pipelines["build_texts"], spark, settings["build_texts"], run_id, AS_OF)
     for job in ("score_candidates", "rank_candidates"):
         if not _is_over(warehouse, job, run_id):
             print("\n".join(as_lines(pipelines[job].plan(spark, settings[job], AS_OF))), flush=True)
-        _told("[run    ]", pipelines[job], spark, settings[job], run_id, AS_OF)
+        told("[run    ]", pipelines[job], spark, settings[job], run_id, AS_OF)
     print("\nWhy one of the changed items stands where it does")
     best = _newest(warehouse, RANKINGS).where(F.col("changed_by") == run_id).orderBy("rank", "query_id", "item_id")
     shown = best.join(_newest(warehouse, QUERIES), on="query_id", how="inner").limit(1).collect()
@@ -149,20 +137,10 @@ def _print_ranking(query: Row, rows: Sequence[Row]) -> None:
 
 def _show_figures(warehouse: Warehouse, run_id: str) -> None:
     """The before/after table, and plainly what it does not show."""
-    mine = (F.col("job") == "evaluate_rankings") & (F.col("run_id") == run_id)
-    names = [f.name for f in Figure.__dataclass_fields__.values()]
-    rows = _newest(warehouse, RUN_METRICS).where(mine).select(*names).collect()
-    order = ["final", "model", "bm25", "cosine", "chance", "published"]
-    figures = sorted(
-        (Figure(**row.asDict()) for row in rows),
-        key=lambda f: (not f.metric.startswith("ndcg"), f.metric, order.index(f.ranker)),
-    )
     print("\nBefore and after, on test queries that the model never saw; grades are this project's own judgments")
     print("before: bm25 and the untuned encoder's cosine; after: model, and final with price, sales and the like")
     print("published: the whole ranking that search would show, where an unjudged item is worth nothing\n")
-    for line in as_table(figures):
-        print(f"  {line}")
-    for line in not_shown(figures):
+    for line in figure_lines(warehouse, run_id):
         print(f"  {line}")
 
 

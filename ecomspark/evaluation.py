@@ -18,7 +18,7 @@ class Measures:
     """What is measured, and how surely."""
 
     gains: Mapping[int, float]
-    k: int
+    k: int | None  # None: all places
     grade_threshold: float
     resamples: int
     shuffles: int
@@ -91,8 +91,9 @@ def published_figures(published: pd.DataFrame, orders: pd.DataFrame, measures: M
         for name, metric in metrics_by_name(measures, list(of_query["grade"])).items():
             if name != "auc":  # it compares judged items only
                 values.setdefault(name, []).append(metric(grades))
-        is_judged = sum(grade != UNJUDGED for grade in grades[: measures.k])
-        values.setdefault(f"judged@{measures.k}", []).append(is_judged / measures.k)
+        if measures.k is not None:
+            is_judged = sum(grade != UNJUDGED for grade in grades[: measures.k])
+            values.setdefault(f"judged@{measures.k}", []).append(is_judged / measures.k)
     return [_figure(name, "published", of_published, measures) for name, of_published in values.items()]
 
 
@@ -135,24 +136,40 @@ def _lead(value: float | None, low: float | None, high: float | None) -> str:
 
 
 def metrics_by_name(measures: Measures, judged: Sequence[float]) -> dict[str, metrics.Metric]:
-    """Metric by name, each from the grades of one query's items in rank order."""
-    k, threshold, gains = measures.k, measures.grade_threshold, measures.gains
+    """Metric by name, each from the grades of one query's items in rank order. Of all places, precision and recall
+    would be the same in any order: they are left out then."""
+    k, threshold = measures.k, measures.grade_threshold
+    ideal = [_worth(grade, measures) for grade in judged]
 
     def ndcg(grades: Sequence[float]) -> float | None:
-        worth = [gains.get(int(grade), 0.0) for grade in grades]
-        return metrics.ndcg(worth, [gains[int(grade)] for grade in judged], k)
+        return metrics.ndcg([_worth(grade, measures) for grade in grades], ideal, k)
 
     def mrr(grades: Sequence[float]) -> float | None:
         is_answerable = any(grade >= threshold for grade in judged)
         return metrics.reciprocal_rank(grades, threshold) if is_answerable else None
 
+    auc = partial(metrics.auc, threshold=threshold)
+    if k is None:
+        return {"ndcg": ndcg, "mrr": mrr, "auc": auc}
     return {
         f"ndcg@{k}": ndcg,
         "mrr": mrr,
         f"precision@{k}": partial(metrics.precision, threshold=threshold, k=k),
         f"recall@{k}": partial(metrics.recall, judged=judged, threshold=threshold, k=k),
-        "auc": partial(metrics.auc, threshold=threshold),
+        "auc": auc,
     }
+
+
+def _worth(grade: float, measures: Measures) -> float:
+    """The gain of a grade; nothing for an item that nobody judged. Raises ContractError for a grade off the scale."""
+    try:
+        return 0.0 if grade == UNJUDGED else metrics.gain_of(grade, measures.gains)
+    except ValueError:
+        low, high = min(measures.gains), max(measures.gains)
+        raise ContractError(
+            f"judgments: expected grades from {low} to {high}, as `gains` has them, found another; mend `gains` or "
+            "import the judgments again"
+        ) from None
 
 
 def _figure(

@@ -32,7 +32,8 @@ class ImportSettings(Settings):
 
     source: Source = setting(..., "where the rows come from")
     columns: dict[str, ColumnMap] = setting(
-        ..., "column of ours to where it comes from: a name, or {from, constant, default, cast, format, values}"
+        ...,
+        "column of ours to where it comes from: a name, or {from, separator, constant, default, cast, format, values}",
     )
     mode: Literal["snapshot", "upsert", "append"] = setting(
         "snapshot",

@@ -1,25 +1,21 @@
-"""What models make of texts, landed in the memory tables under its digests: scores of pairs, vectors of texts.
-
-Jobs that need a score or a vector ask here, so that what one job has made no other makes again.
-"""
+"""Scores of pairs, landed part by part in `scores`: jobs that need a score ask here, so nothing is scored twice."""
 
 import logging
 import math
 import time
 from collections.abc import Iterator
-from typing import Literal
 
 from pyspark.resource import ResourceProfile
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ecomspark import parts, tables
 from ecomspark.errors import ContractError
 from ecomspark.features.scores import SOURCES, with_texts
-from ecomspark.models.checkpoint import Checkpoint, DataType
+from ecomspark.models.checkpoint import Checkpoint
 from ecomspark.runs import Run
-from ecomspark.schemas import EMBEDDINGS, SCORES, TEXTS
-from ecomspark.scoring import Description, EmbedderAt, costs_of, embed_texts, score_pairs
+from ecomspark.schemas import SCORES, TEXTS
+from ecomspark.scoring import Description, costs_of, score_pairs
 
 log = logging.getLogger("ecomspark")
 
@@ -72,46 +68,3 @@ def score_by_parts(
         current.commit(tables.append_memory(warehouse, SCORES, rows, current.author))
         current.spent("score", costs.value, time.monotonic() - start)
         yield mine
-
-
-def cosines(
-    current: Run, pairs: DataFrame, encoder: Checkpoint, data_type: DataType | None, token_budget: int | None
-) -> DataFrame:
-    """(query_id, item_id, cosine) by an encoder, rounded to six places; vectors that are not there yet are made and
-    kept. `pairs`: as `features.scores.pair_texts` gives them, persisted: they are executed several times."""
-    of_scorer = F.col("scorer_digest") == F.lit(encoder.scorer_digest)
-    folder, vector_type = str(encoder.folder.resolve()), encoder.card.vector_type
-    embedder = EmbedderAt(folder, encoder.scorer_digest, token_budget, data_type, vector_type)
-    roles: tuple[Literal["query", "passage"], ...] = ("query", "passage")
-    for role in roles:
-        wanted = pairs.select(F.col(f"{role}_digest").alias("text_digest"), F.col(f"{role}_text").alias("text"))
-        there = tables.read_memory(current.warehouse, EMBEDDINGS).where(of_scorer & (F.col("role") == role))
-        missing = wanted.dropDuplicates(["text_digest"]).join(
-            there.select("text_digest"), on="text_digest", how="left_anti"
-        )
-        if not missing.isEmpty():
-            costs, start = costs_of(current.warehouse.spark), time.monotonic()
-            vectors = embed_texts(missing, embedder, role, costs)
-            rows = vectors.select(
-                "text_digest",
-                F.col("vector").cast("array<float>").alias("vector"),
-                F.lit(role).alias("role"),
-                F.lit(encoder.scorer_digest).alias("scorer_digest"),
-            )
-            commit = tables.append_memory(current.warehouse, EMBEDDINGS, rows, current.author)
-            current.count(embedded=commit.inserted)
-            current.commit(commit)
-            current.spent(f"embed {role}", costs.value, time.monotonic() - start)
-    vectors = tables.read_memory(current.warehouse, EMBEDDINGS).where(of_scorer)
-    joined = pairs.select("query_id", "item_id", "query_digest", "passage_digest")
-    for role in roles:
-        of_role = vectors.where(F.col("role") == role)
-        named = of_role.select(F.col("text_digest").alias(f"{role}_digest"), F.col("vector").alias(f"{role}_vector"))
-        joined = joined.join(named, on=f"{role}_digest", how="inner")
-    cosine = F.round(_dot("query_vector", "passage_vector") / F.sqrt(_dot("query_vector") * _dot("passage_vector")), 6)
-    return joined.select("query_id", "item_id", cosine.alias("cosine"))
-
-
-def _dot(one: str, other: str | None = None) -> Column:
-    products = F.zip_with(one, other or one, lambda x, y: x.cast("double") * y)
-    return F.aggregate(products, F.lit(0.0), lambda total, x: total + x)

@@ -67,7 +67,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Those that running a job and planning it share."""
     parser.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/local.yaml")
     parser.add_argument("--full", action="store_true", help="look at everything, not only at what changed")
-    parser.add_argument("--as-of", type=_day, metavar="DATE", help="the day to take for today; default: the inputs'")
+    add_as_of(parser)
     parser.add_argument(
         "--set",
         action="append",
@@ -77,6 +77,11 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         help="lay over a setting, as section.key",
     )
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of what goes to stderr")
+
+
+def add_as_of(parser: argparse.ArgumentParser) -> None:
+    """The day that a run takes for today."""
+    parser.add_argument("--as-of", type=_day, metavar="DATE", help="the day to take for today; default: the inputs'")
 
 
 def main(pipeline: Any, arguments: Sequence[str] | None = None) -> int:

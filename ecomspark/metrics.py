@@ -3,8 +3,9 @@
 A query's ranking is given as the gains, or grades, of its items in rank order. An item nobody judged counts as 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,27 @@ from numpy.typing import NDArray
 Metric = Callable[[Sequence[float]], float | None]
 
 
-def ndcg(gains: Sequence[float], judged: Sequence[float], k: int) -> float | None:
+def gain_of(grade: float, gains: Mapping[int, float]) -> float:
+    """What a grade is worth: its own gain, or for a mean of several judges what lies on the line between the two whole
+    grades around it. Raises ValueError below the lowest and above the highest grade of `gains`, and for NaN.
+
+    >>> gain_of(2.5, {1: 0.0, 2: 0.5, 3: 1.0})
+    0.75
+    """
+    own = gains.get(grade)  # type: ignore[call-overload]  # 2.0 finds 2
+    if own is not None:
+        return float(own)
+    for low, high in pairwise(sorted(gains)):
+        if low < grade < high:
+            return gains[low] + (gains[high] - gains[low]) * (grade - low) / (high - low)
+    raise ValueError(f"expected a grade from {min(gains)} to {max(gains)}")
+
+
+def ndcg(gains: Sequence[float], judged: Sequence[float], k: int | None) -> float | None:
     """NDCG@k of one query (Järvelin & Kekäläinen 2002): `gains` in rank order against the best order of `judged`.
 
-    None if nothing judged is worth anything. An unjudged item has gain 0. Gains are linear: map grades first.
+    `k` None: of all places, as trec_eval's `ndcg`. None if nothing judged is worth anything.
+    An unjudged item has gain 0. Gains are linear: map grades first.
 
     >>> round(ndcg([0.0, 1.0], judged=[1.0, 0.0], k=2), 4)
     0.6309
@@ -159,5 +177,5 @@ def expected_gain(logit: float, points: Sequence[tuple[float, float]]) -> float:
     return float(np.interp(logit, [x for x, _ in points], [y for _, y in points]))
 
 
-def _dcg(gains: Sequence[float], k: int) -> float:
+def _dcg(gains: Sequence[float], k: int | None) -> float:
     return float(sum(gain / np.log2(rank + 1) for rank, gain in enumerate(gains[:k], start=1)))

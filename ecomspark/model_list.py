@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -85,7 +84,7 @@ def _listed(models_folder: Path, name: str, data_type: DataType | None, is_verif
         return Listed(name, size, "; ".join(line.strip() for line in str(error).removeprefix(f"{name}: ").splitlines()))
     card = card if data_type is None else card.model_copy(update={"data_type": data_type})
     said = card.settings
-    trained_by = said.get("head") or said.get("loss") or ""
+    trained_by = said.get("head") or ""
     return Listed(
         name,
         size,
@@ -96,7 +95,7 @@ def _listed(models_folder: Path, name: str, data_type: DataType | None, is_verif
         scorer_digest=card.scorer_digest.hex(),
         judgment_set=str(said.get("judgment_set") or ""),
         split=str(said.get("split") or ""),
-        train_pairs=_whole(said.get("train_pairs")),
+        train_pairs=int(card.metrics["pairs"]["train"]) if "pairs" in card.metrics else None,
         metrics=card.metrics,
         is_verified=is_verifying,
     )
@@ -113,10 +112,6 @@ def _card(folder: Path) -> Card:
         raise CheckpointError(f"{CARD}: not a card ({places or 'not JSON'})") from None
     except ValueError:
         raise CheckpointError(f"{CARD}: not a card (not UTF-8)") from None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
 
 
 def _trained_on(of: Listed) -> str:

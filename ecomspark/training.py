@@ -1,4 +1,5 @@
-"""Starts `models.finetune` in a process of its own and passes its progress on: no torch and no CUDA in the driver."""
+"""Starts `models.finetune` or `models.pretrain` in a process of its own and passes its progress on: no torch in the
+driver, and no CUDA."""
 
 import json
 import logging
@@ -6,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,21 @@ from ecomspark.errors import CheckpointError
 log = logging.getLogger("ecomspark")
 
 
-def train(plan: Mapping[str, Any], examples: pd.DataFrame) -> None:
-    """Train what `models.finetune.Plan` says from `examples`. The checkpoint is in the models folder afterwards.
+def train(
+    plan: Mapping[str, Any],
+    examples: pd.DataFrame,
+    module: str = "ecomspark.models.finetune",
+    file: str = "examples.parquet",
+    see: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> None:
+    """Train what the `Plan` of `module` says from `examples`, which it reads from `file`. The checkpoint is in the
+    models folder afterwards. `see` is shown every progress line.
 
     Raises CheckpointError, naming the class of what went wrong, when the process ends otherwise; nothing is kept then.
     """
     with tempfile.TemporaryDirectory(prefix="ecomspark-train-") as folder:
         (Path(folder) / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-        examples.to_parquet(Path(folder) / "examples.parquet")
+        examples.to_parquet(Path(folder) / file)
         # What Spark put on the path (a zip of --py-files, say) must be found by the child, too; of Spark's one thread
         # for its Python processes it must not hear: while it trains it has the machine.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -32,7 +40,7 @@ def train(plan: Mapping[str, Any], examples: pd.DataFrame) -> None:
         complaints = Path(folder) / "stderr.txt"
         with complaints.open("w") as stderr:
             child = subprocess.Popen(
-                [sys.executable, "-m", "ecomspark.models.finetune", folder],
+                [sys.executable, "-m", module, folder],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -45,6 +53,7 @@ def train(plan: Mapping[str, Any], examples: pd.DataFrame) -> None:
                     reason = f"{progress['error']}, by way of {progress['way']}"
                 else:
                     log.info("train: %s", _sentence(progress))
+                    see(progress)
             status = child.wait()
         except BaseException:
             child.terminate()
@@ -65,11 +74,32 @@ def _progress(child: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
 
 
 def _sentence(progress: dict[str, Any]) -> str:
+    if "masked" in progress:
+        return _sentence_of_guesses(progress)
     if progress["step"] == "before":
         return f"validation NDCG@10 {progress['ndcg@10']:.4f} by {progress['of']}"
     if progress["step"] == "train":
-        return f"step {progress['at']} of {progress['of']}"
+        loss = progress.get("loss")
+        return f"step {progress['at']} of {progress['of']}" + (f", loss {loss:.4f}" if loss is not None else "")
+    if progress["step"] == "head":
+        return f"head {progress['head']} on {progress['pairs']:,} pairs: validation NDCG@10 {progress['ndcg@10']:.4f}"
+    if progress["step"] == "auto":
+        return f"takes the head {progress['takes']}"
+    if progress["step"] in ("augmented", "negatives"):
+        counts = ", ".join(f"{name} {count:,}" for name, count in progress.items() if name != "step" and count)
+        return f"{progress['step']}: {counts or 'none'}"
     if progress["step"] == "epoch":
         found = f"validation NDCG@10 {progress['ndcg@10']:.4f}, best {progress['best']:.4f}"
         return f"epoch {progress['at']} of {progress['of']}: {found}"
     return f"{progress['name']}: validation NDCG@10 {progress['before']:.4f} before, {progress['after']:.4f} after"
+
+
+def _sentence_of_guesses(progress: dict[str, Any]) -> str:
+    """Of what `models.pretrain` says: how well hidden tokens are guessed."""
+    now = progress["masked"]
+    found = f"perplexity {now['perplexity']:.2f}, {100 * now['accuracy']:.1f} % of the hidden tokens guessed"
+    if progress["step"] == "before":
+        return f"validation {found} by {progress['of']}"
+    if progress["step"] == "epoch":
+        return f"epoch {progress['at']} of {progress['of']}: validation {found}"
+    return f"{progress['name']}: validation {found} (perplexity before {progress['before']['perplexity']:.2f})"

@@ -91,9 +91,14 @@ class Shop:
                 "columns": {"source_query_id": "id", "item_id": "sku", "grade": "grade"},
             },
             "import_checkpoint": {"source": str(self.folder / "encoder"), "name": "base", "max_tokens": 32},
+            "pretrain_encoder": {
+                "base": "base", "name": "shop-words", "split": "default", "max_tokens": 32, "epochs": 4, "batch_size": 2,
+                "validation_share": 0.3, "masked_share": 0.4, "learning_rate": 3e-3, "seed": 5,
+            },
             "finetune_cross_encoder": {
                 "base": "base", "name": "relevance-1", "judgment_set": "ours", "max_tokens": 32, "query_max_tokens": 8,
                 "epochs": 2, "batch_size": 4, "shares": {"train": 0.4, "validation": 0.3}, "seed": 5,
+                "min_cosine": None,  # the tiny encoder's vectors all point one way
             },
             "build_candidates": {"count": 5, "margin": 1},
             "score_candidates": {"checkpoint": "relevance-1"},

@@ -129,7 +129,7 @@ def test_the_template_names_every_key_and_is_itself_settings(job: str, tmp_path:
     path.write_text(yaml.safe_dump({**document, job: section}))
     loaded = config.load(path, job, kind, JOBS)
     for name, field in kind.model_fields.items():
-        if not field.is_required():
+        if not field.is_required() and name not in required:
             assert getattr(loaded, name) == field.get_default(call_default_factory=True), name
 
 
@@ -166,3 +166,17 @@ def test_policies_refuse_what_cannot_be_ranked_by() -> None:
 )
 def test_names_are_safe_in_paths(name: str, is_safe: bool) -> None:
     assert config.is_name(name) == is_safe
+
+
+def test_gains_may_start_above_zero_but_are_of_whole_grades(tmp_path: Path) -> None:
+    text = "warehouse: w\npaint: {length: 4}\ngains: "
+    assert load(tmp_path, text + "{1: 0, 2: 0.3333, 3: 1}").gains == {1: 0.0, 2: 0.3333, 3: 1.0}
+    with pytest.raises(ConfigError, match="gains are of whole grades"):
+        load(tmp_path, text + "{1: 0, 1.5: 0.2, 3: 1}")
+
+
+def test_an_alias_is_changed_in_one_place_only(tmp_path: Path) -> None:
+    text = "warehouse: w\npaint: {length: 4, sizes: &sizes {width: 2}}\nsand: {grain: *sizes}\n"
+    (tmp_path / "shared.yaml").write_text(text)
+    changed = config._document(tmp_path / "shared.yaml", ["paint.sizes.width=7"])
+    assert (changed["paint"]["sizes"]["width"], changed["sand"]["grain"]["width"]) == (7, 2)

@@ -1,6 +1,7 @@
 """Figures over queries: the same items for all rankers, the ideal from all that was judged, what was left out."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -104,3 +105,25 @@ def test_a_lead_whose_interval_includes_zero_is_said_to_be_none() -> None:
     said = not_shown(judged_figures(orders, MEASURES))
     assert any("that final differs from model" in line and "in ndcg@3" in line for line in said)
     assert not any("cosine" in line for line in said if "ndcg@3" in line), "of two queries both are better"
+
+
+def test_of_all_places_ndcg_counts_each_judged_item_and_precision_is_left_out() -> None:
+    found = {(f.metric, f.ranker): f for f in judged_figures(ORDERS, replace(MEASURES, k=None))}
+    assert {metric for metric, _ in found} == {"ndcg", "mrr", "auc"}
+    # q1 shows 3, 0, 1 where 3, 3, 1, 0 was judged: by hand, to the last place; q2 shows the better item first.
+    ideal = 1 + 1 / math.log2(3) + (1 / 7) / 2
+    assert found["ndcg", "final"].value == pytest.approx(((1 + (1 / 7) / 2) / ideal + 1) / 2, abs=1e-4)
+    long = pd.DataFrame([("q", f"{i:02}", int(i == 11), -float(i)) for i in range(12)], columns=ORDERS.columns[:4])
+    whole = judged_figures(long.assign(grade=long["grade"] * 3), replace(MEASURES, k=None))
+    assert whole[0].value == pytest.approx(1 / math.log2(13), abs=1e-4), "the twelfth place counts, too"
+
+
+def test_grades_that_are_means_are_worth_what_lies_between_and_others_are_refused() -> None:
+    means = ORDERS.assign(grade=ORDERS["grade"] / 2)
+    low = replace(MEASURES, grade_threshold=1.5)
+    found = next(f for f in judged_figures(means, low) if (f.metric, f.ranker) == ("ndcg@3", "final"))
+    of_half, of_one_and_half = (1 / 7) / 2, (1 / 7 + 3 / 7) / 2
+    ideal = of_one_and_half * (1 + 1 / math.log2(3)) + of_half / 2
+    assert found.value == pytest.approx(((of_one_and_half + of_half / 2) / ideal + 1) / 2, abs=1e-4)
+    with pytest.raises(ContractError, match="expected grades from 0 to 3"):
+        judged_figures(ORDERS.assign(grade=4.0), MEASURES)

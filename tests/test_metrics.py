@@ -95,3 +95,14 @@ def test_expected_gain_rises_strictly_within_0_and_1(logit: float, step: float) 
     assert 0 <= low <= high <= 1
     if logit > -20 and logit + step < 20:
         assert low < high
+
+
+@pytest.mark.parametrize(("grade", "gain"), [(1, 0.0), (2.0, 0.2), (3, 1.0), (1.5, 0.1), (2.33, 0.2 + 0.8 * 0.33)])
+def test_a_mean_of_judges_is_worth_what_lies_between_its_neighbours(grade: float, gain: float) -> None:
+    assert metrics.gain_of(grade, {3: 1.0, 1: 0.0, 2: 0.2}) == pytest.approx(gain)
+
+
+@pytest.mark.parametrize("grade", [0.99, 3.01, float("nan"), float("inf")])
+def test_a_grade_off_the_scale_is_worth_nothing_that_is_known(grade: float) -> None:
+    with pytest.raises(ValueError, match="from 1 to 3"):
+        metrics.gain_of(grade, {1: 0.0, 2: 0.2, 3: 1.0})

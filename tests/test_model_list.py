@@ -28,7 +28,7 @@ def own_logging() -> Iterator[None]:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    settings = {"loss": "bce", "judgment_set": "ours", "split": "default", "train_pairs": 1200}
+    settings = {"head": "bce", "judgment_set": "ours", "split": "default"}
     tiny.checkpoint(tmp_path, "tuned", settings=settings, metrics=METRICS)
     tiny.checkpoint(tmp_path, "base", kind="encoder")
     (tmp_path / "making-abc").mkdir()

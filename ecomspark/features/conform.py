@@ -4,9 +4,9 @@ All in Spark SQL and with `try_` functions: under ANSI rules a bad cast would en
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -25,7 +25,12 @@ _YEAR_9999 = 253_402_300_799  # its last second; beyond, the functions above end
 class ColumnMap(Section):
     """Where a column of ours comes from. `title: product_title` is short for `title: {from: product_title}`."""
 
-    source: str | None = setting(None, "the source's column; written `from`", alias="from")
+    source: str | Annotated[list[str], Field(min_length=2)] | None = setting(
+        None,
+        "the source's column; written `from`. A list: all of these columns joined, nothing where one has nothing",
+        alias="from",
+    )
+    separator: str = setting("-", "what stands between the values of a list of columns", min_length=1)
     constant: str | int | float | bool | None = setting(None, "this value in every row, instead of `from`")
     default: str | int | float | bool | None = setting(None, "this value where the source has none")
     cast: str | None = setting(None, "a type of Spark's to go through before ours, such as bigint for 17850.0")
@@ -47,6 +52,11 @@ class ColumnMap(Section):
             raise ValueError("name either `from` (a column of the source) or `constant` (a value)")
         return self
 
+    @property
+    def sources(self) -> list[str]:
+        """The source's columns that it is made of."""
+        return [self.source] if isinstance(self.source, str) else self.source or []
+
 
 def differences(source: DataFrame, columns: Mapping[str, ColumnMap], table: Table) -> list[str]:
     """Every difference between a source and what is expected of it; none if it can be conformed."""
@@ -54,13 +64,13 @@ def differences(source: DataFrame, columns: Mapping[str, ColumnMap], table: Tabl
     ours = {column.name: column for column in _imported(table)}
     faults = [f"columns.{name}: not a column of {table.name} that is imported" for name in columns if name not in ours]
     for name, column in ours.items():
-        origin = columns[name].source if name in columns else None
         if name not in columns and not column.is_nullable:
             faults.append(f"columns.{name}: expected a mapping ({column.meaning})")
-        elif origin is not None and origin not in found:
-            faults.append(f"columns.{name}: expected a column {origin}, found {', '.join(sorted(found))}")
-        elif origin is not None and not _is_castable(found[origin], column.type):
-            faults.append(f"columns.{name}: {origin} is {found[origin]}, which cannot become {column.type}")
+        for origin in columns[name].sources if name in columns else []:
+            if origin not in found:
+                faults.append(f"columns.{name}: expected a column {origin}, found {', '.join(sorted(found))}")
+            elif not _is_castable(found[origin], column.type, isinstance(columns[name].source, list)):
+                faults.append(f"columns.{name}: {origin} is {found[origin]}, which cannot become {column.type}")
     return faults
 
 
@@ -155,9 +165,9 @@ def _imported(table: Table) -> list[schemas.Column]:
     return [c for c in table.columns if c.type != "binary" and c != schemas.CHANGED_BY]
 
 
-def _is_castable(found: str, wanted: str) -> bool:
+def _is_castable(found: str, wanted: str, is_joined: bool) -> bool:
     if wanted.startswith("map<"):
-        return found == wanted
+        return found == wanted and not is_joined
     return not found.startswith(("array<", "map<", "struct<"))
 
 
@@ -167,9 +177,16 @@ def _raw(column: ColumnMap | None, type_name: str) -> Column:
         return F.lit(None).cast(type_name if type_name.startswith("map<") else "string")
     if column.source is None:
         return F.lit(str(column.constant).lower() if isinstance(column.constant, bool) else str(column.constant))
-    found = F.col("`" + column.source.replace("`", "``") + "`")
-    found = found.try_cast(column.cast) if column.cast else found
-    return found if type_name.startswith("map<") else found.cast("string")
+    parts = [F.col("`" + name.replace("`", "``") + "`") for name in column.sources]
+    parts = [part.try_cast(column.cast) if column.cast else part for part in parts]
+    if type_name.startswith("map<"):
+        return parts[0]
+    texts = [part.cast("string") for part in parts]
+    if len(texts) == 1:
+        return texts[0]
+    # Half an id names something else: where one part is missing, the whole is.
+    given = [F.when(F.length(F.trim(text)) > 0, text) for text in texts]
+    return F.concat(given[0], *(part for text in given[1:] for part in (F.lit(column.separator), text)))
 
 
 def _field(struct: str, column: schemas.Column) -> Column:

@@ -53,6 +53,9 @@ class Card(BaseModel):
     query_max_tokens: Annotated[int, Field(gt=0)] = Field(default=64, description="tokens kept of a query in a pair")
     data_type: DataType = Field(default="fp32", description="what its layers compute in; int8 on CPU only")
     activation: Literal["sigmoid"] = Field(default="sigmoid", description="of a cross-encoder's logit")
+    class_gains: list[float] = Field(
+        default=[], description="of a cross-encoder that tells grades apart: what each class is worth; empty: one logit"
+    )
     pooling: Literal["mean", "first"] = Field(default="mean", description="of an encoder's token vectors")
     dimensions: Annotated[int, Field(gt=0)] | None = Field(
         default=None, description="of an encoder trained for it (Matryoshka), the first so many are kept; null: all"
@@ -80,6 +83,8 @@ class Card(BaseModel):
         }
         if self.kind == "cross_encoder":
             deciding |= {"query_max_tokens": self.query_max_tokens, "activation": self.activation}
+            if self.class_gains:
+                deciding |= {"class_gains": self.class_gains}
         else:
             prefixes = [self.query_prefix, self.passage_prefix]
             deciding |= {"pooling": self.pooling, "prefixes": prefixes, "dimensions": self.dimensions}
@@ -235,6 +240,8 @@ def _forbidden(folder: Path) -> list[str]:
         place = path.relative_to(folder)
         if not path.resolve().is_relative_to(root):
             faults.append(f"{place}: a link that leaves the models folder")
+        elif path.is_symlink():
+            faults.append(f"{place}: a link; expected the file itself: what it points to may change")
         elif path.suffix in _PICKLES:
             faults.append(f"{place}: a format that can carry code; only safetensors are loaded")
         elif path.suffix == ".py":
@@ -278,10 +285,11 @@ def _inconsistent(folder: Path, card: Card) -> list[str]:
     if card.kind == "cross_encoder":
         outputs = len(config.get("id2label", {0: ""})) if "num_labels" not in config else config["num_labels"]
         heads = [shape for name, shape in shapes.items() if name.endswith("weight") and any(h in name for h in _HEADS)]
-        if not any(shape[0] == 1 for shape in heads):
+        expected = len(card.class_gains) or 1
+        if not any(shape[0] == expected for shape in heads):
             faults.append("model.safetensors: no trained head; loading would make a random one")
-        if outputs != 1:
-            faults.append(f"config.json: expected one output, found {outputs}")
+        if outputs != expected:
+            faults.append(f"config.json: expected {expected} output{'s'[: expected > 1]}, found {outputs}")
         if len(card.calibration) < 2 or sorted(card.calibration) != card.calibration:
             faults.append(f"{CARD}: calibration: expected at least two rising points")
     return faults

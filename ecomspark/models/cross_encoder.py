@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ecomspark.errors import CheckpointError
 from ecomspark.models.checkpoint import Card, DataType, open_checkpoint
+from ecomspark.models.classes import expected_gain_logits
 from ecomspark.models.encoder import Encoder, Head
 from ecomspark.models.engine import Cut, Engine
 from ecomspark.models.loading import device_of, engine_for, load_tokenizer, load_weights
@@ -76,8 +77,11 @@ def load(
     tokenizer = pair_tokenizer(folder, checkpoint.card)
     encoder = Encoder(head.encoder, head.pooling, tokenizer.padding_id, device, checkpoint.card.data_type)
 
+    class_gains = checkpoint.card.class_gains
+
     def logits(vectors: torch.Tensor) -> torch.Tensor:
-        return head(vectors)[:, 0]  # type: ignore[no-any-return]
+        outputs: torch.Tensor = head(vectors)
+        return expected_gain_logits(outputs, class_gains) if class_gains else outputs[:, 0]
 
     return CrossEncoder(engine_for(checkpoint, encoder, logits, token_budget), tokenizer)
 

@@ -9,32 +9,34 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
 from pydantic import BaseModel, ConfigDict
-from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
-from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, MSELoss
-from transformers import TrainerCallback, set_seed
+from sentence_transformers.cross_encoder import CrossEncoder
+from transformers import set_seed
 
+from ecomspark.augmentation import Augmentation, augmented
 from ecomspark.errors import way
-from ecomspark.metrics import ndcg
-from ecomspark.models import embedder
+from ecomspark.metrics import gain_of, ndcg
+from ecomspark.models import heads, layers
 from ecomspark.models.calibration import calibrate
 from ecomspark.models.checkpoint import TOKENIZER_FILES, Card, Checkpoint, open_checkpoint, seal, workroom
+from ecomspark.models.classes import class_gains, expected_gain_logits
 from ecomspark.models.cross_encoder import pair_tokenizer
 from ecomspark.models.encoder import padded, sorted_by_length
+from ecomspark.models.options import PAIR_HEADS, Head, Training
+from ecomspark.models.similarity import similarities
 from ecomspark.models.tokens import SequenceTokenizer, Texts
+from ecomspark.models.trainer import EachEpoch, Judge, Report, forget, train
+from ecomspark.negatives import mined
 
 _TOKEN_BUDGET = 2048
 _NDCG_AT = 10
-
-Report = Callable[[dict[str, Any]], None]
 
 
 class Plan(BaseModel):
@@ -46,171 +48,213 @@ class Plan(BaseModel):
     base: str
     name: str
     card: Card
-    loss: Literal["bce", "mse"]
-    trains_word_vectors: bool
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    warmup_share: float
-    weight_decay: float
-    patience: int
-    seed: int
     gains: dict[int, float]
+    training: Training
+    teacher: str | None = None  # tells hard negatives from false ones; None: the base
 
 
 def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
     """Train, keep the state with the best validation NDCG@10, calibrate it, and seal the checkpoint.
 
-    `examples`: query_id, query_text, item_id, passage_text, grade, and side (train or validation; no query on both).
-    The target is the grade divided by the best grade. Raises CheckpointError when the base or the outcome does not
-    verify, ValueError when a side is empty.
+    `examples`: query_id, query_text, item_id, passage_text, grade, and side (train or validation; no query on both);
+    for an auxiliary head its field, too; rows of the side `candidate`, with place, are what hard negatives are taken
+    from. Raises CheckpointError when the base or the outcome does not verify,
+    ValueError when a side is empty, or when head and grades do not go together.
     """
     base = open_checkpoint(plan.models_folder, plan.base, "encoder")
-    train = examples[examples["side"] == "train"]
-    validation = examples[examples["side"] == "validation"].sort_values(["query_id", "item_id"])
-    if train.empty or validation.empty:
-        raise ValueError(f"{len(train)} pairs to train on, {len(validation)} to validate on; both need some")
-    set_seed(plan.seed)
-    tokenizer = pair_tokenizer(base.folder, plan.card)
-    model = CrossEncoder(str(base.folder), num_labels=1, local_files_only=True, trust_remote_code=False)
-    if not plan.trains_word_vectors:
-        model.model.get_input_embeddings().weight.requires_grad_(False)
-    # The trainer reads exactly the ids that scoring will read.
-    model.preprocess = lambda pairs, **_: _inputs(tokenizer, pairs)
-    best = _Best(tokenizer, validation, plan, report)
+    of_train = examples[examples["side"] == "train"].reset_index(drop=True)
+    validation = examples[examples["side"] == "validation"].sort_values(["query_id", "item_id"], ignore_index=True)
+    if of_train.empty or validation.empty:
+        raise ValueError(f"{len(of_train)} pairs to train on, {len(validation)} to validate on; both need some")
+    if plan.training.threads is not None:
+        torch.set_num_threads(plan.training.threads)
     before = _cosine_ndcg(base, validation, plan.gains)
+    of_train = _with_negatives(plan, base, examples, of_train, report)
     report({"step": "before", "ndcg@10": before, "of": "the untuned encoder's cosine, validation queries"})
+    metrics: dict[str, dict[str, float]] = {"before": {"ndcg@10": before}}
+    settings = plan.training
+    if settings.head == "auto":
+        metrics["auto"] = _tried(plan, base, of_train, validation, report)
+        best = max(metrics["auto"], key=lambda head: metrics["auto"][head])
+        report({"step": "auto", "found": metrics["auto"], "takes": best})
+        settings = settings.model_copy(update={"head": best})
+    with tempfile.TemporaryDirectory() as temporary:
+        kept = settings.resume_folder and settings.resume_folder / (plan.card.training_digest or plan.name)
+        learnt = Learnt(plan, base, settings, of_train)
+        judge = learnt.fit(of_train, validation, report, Path(kept or temporary))
+        metrics["after"] = {"ndcg@10": judge.best["ndcg"], "epoch": round(judge.best["epoch"], 3)}
+        metrics["pairs"] = {"train": float(len(of_train)), "validation": float(len(validation))}
+        metrics["read"] = {"tokens": learnt.reader.token_count, "padding": learnt.reader.padding_count}
+        made = learnt.sealed(validation, metrics)
+        if kept:
+            forget(kept)
+    return made
 
-    # Both read the logit through a sigmoid: what `scores.activation` is.
-    loss = BinaryCrossEntropyLoss(model) if plan.loss == "bce" else MSELoss(model, activation_fn=torch.nn.Sigmoid())
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = CrossEncoderTrainingArguments(
-            output_dir=folder,
-            num_train_epochs=plan.epochs,
-            per_device_train_batch_size=plan.batch_size,
-            learning_rate=plan.learning_rate,
-            warmup_steps=plan.warmup_share,
-            weight_decay=plan.weight_decay,
-            optim="adamw_torch",
-            seed=plan.seed,
-            save_strategy="no",  # the trainer would write its states as pickles
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
+
+class Learnt:
+    """A model in training, with the tokenizer that it will be asked with, and the head that it learns."""
+
+    def __init__(self, plan: Plan, base: Checkpoint, settings: Training, of_train: pd.DataFrame) -> None:
+        set_seed(settings.seed)
+        self._plan, self._base, self._settings = plan, base, settings
+        self.head: Head = settings.head  # type: ignore[assignment]  # auto is decided by now
+        self._class_gains: list[float] = []
+        if self.head == "classes":
+            self._class_gains = class_gains(list(of_train["grade"]), plan.gains, settings.class_edges)
+        labels = len(self._class_gains) or 1
+        self.model = CrossEncoder(str(base.folder), num_labels=labels, local_files_only=True, trust_remote_code=False)
+        self._changed = layers.choose(self.model.model, settings)
+        self.reader = _Reader(pair_tokenizer(base.folder, plan.card))
+        # The trainer reads exactly the ids that scoring will read.
+        self.model.preprocess = self.reader.inputs
+
+    def _change(self, of_train: pd.DataFrame, epoch: int) -> dict[str, int]:
+        """Let the reader read the texts that an epoch has; how many pairs each kind of change was made to."""
+        settings = self._settings
+        by_query = self.head not in PAIR_HEADS
+        changed, counts = augmented(of_train, settings.augmentation, settings.seed, epoch, is_one_text_a_query=by_query)
+        names = ["query_text", "passage_text"]
+        pairs = zip(of_train[names].itertuples(index=False), changed[names].itertuples(index=False), strict=True)
+        self.reader.changed = {tuple(own): tuple(other) for own, other in pairs if own != other}
+        return counts
+
+    def fit(self, of_train: pd.DataFrame, validation: pd.DataFrame, report: Report, folder: Path) -> Judge:
+        """Train; the best state is in the model afterwards."""
+        settings = self._settings
+        rows = heads.rows_of(self.head, of_train, self._plan.gains, settings.class_edges, settings.auxiliary)
+        loss = heads.loss_of(self.head, self.model)
+        if settings.auxiliary is not None:
+            loss = heads.WithAuxiliary(loss, self.model, settings.auxiliary)
+        judge = Judge(
+            lambda: _ndcg(validation, self.logits(validation), self._plan.gains),
+            loss,
+            settings,
+            report,
+            folder if settings.resume_folder else None,
         )
-        top = max(plan.gains)
-        rows = Dataset.from_dict(
-            {
-                "query": list(train["query_text"]),
-                "passage": list(train["passage_text"]),
-                "label": [grade / top for grade in train["grade"]],
+        lengths = self.reader.row_lengths(rows["query"], rows["passage"])
+        a_step = heads.rows_a_step(self.head, rows, settings.batch_size)
+        changes = EachEpoch(lambda epoch: report({"step": "augmented", **self._change(of_train, epoch)}))
+        callbacks = [changes] if settings.augmentation != Augmentation() else []
+        train(self.model, loss, rows, lengths, a_step, settings, judge, folder, callbacks)
+        return judge
+
+    def logits(self, pairs: pd.DataFrame) -> np.ndarray[Any, Any]:
+        """One logit a pair by the plain forward pass: the engine would take the encoder apart while it is trained."""
+        model: Any = self.model.model
+        was_training = model.training
+        device = next(model.parameters()).device
+        made = self.reader.tokenizer.pairs(Texts.of(list(pairs["query_text"])), Texts.of(list(pairs["passage_text"])))
+        logits = np.empty(len(made), dtype=np.float32)
+        model.eval()
+        with torch.inference_mode():
+            for rows in sorted_by_length(made.token_counts, _TOKEN_BUDGET):
+                inputs = padded(made, rows, self.reader.tokenizer.padding_id)
+                outputs = model(**{n: torch.from_numpy(v).to(device) for n, v in inputs.items()}).logits.float()
+                one = expected_gain_logits(outputs, self._class_gains) if self._class_gains else outputs[:, 0]
+                logits[rows] = one.cpu().numpy()
+        model.train(was_training)
+        return logits
+
+    def sealed(self, validation: pd.DataFrame, metrics: dict[str, dict[str, float]]) -> Checkpoint:
+        """Merge, calibrate on the validation queries, and put the checkpoint into its place."""
+        plan, model = self._plan, layers.merged(self._changed)
+        logits = self.logits(validation)
+        card = plan.card.model_copy(
+            update={
+                "metrics": metrics,
+                "class_gains": self._class_gains,
+                "calibration": calibrate(
+                    logits.tolist(), [gain_of(grade, plan.gains) for grade in validation["grade"]]
+                ),
             }
         )
-        _Trainer(model=model, args=arguments, train_dataset=rows, loss=loss, callbacks=[best]).train()
-    best.restore(model.model)
-    return _sealed(plan, base, model.model, tokenizer, validation, before, best)
+        made = workroom(plan.models_folder)
+        try:
+            model.save_pretrained(made, safe_serialization=True)
+            for name in TOKENIZER_FILES:
+                if (self._base.folder / name).exists():
+                    shutil.copyfile(self._base.folder / name, made / name)
+            return seal(made, plan.models_folder, plan.name, card)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
-class _Trainer(CrossEncoderTrainer):
-    """Without the library's own model card, which would keep examples of the texts; ours is card.json."""
+class _Reader:
+    """Makes the trainer's inputs, and counts what the model reads: a pass forward and one backward a token."""
 
-    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        return None
+    def __init__(self, tokenizer: SequenceTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.token_count = self.padding_count = 0
+        self.changed: Mapping[tuple[str, str], tuple[str, str]] = {}  # augmented pairs of the epoch, by the pair
 
+    def inputs(self, pairs: Sequence[tuple[str, str]], **_: Any) -> dict[str, torch.Tensor]:
+        read = [self.changed.get((query, passage), (query, passage)) for query, passage in pairs]
+        made = self.tokenizer.pairs(Texts.of([query for query, _ in read]), Texts.of([passage for _, passage in read]))
+        inputs = padded(made, np.arange(len(read)), self.tokenizer.padding_id)
+        tokens = int(made.token_counts.sum())
+        self.token_count += tokens
+        self.padding_count += inputs["input_ids"].size - tokens
+        return {name: torch.from_numpy(values) for name, values in inputs.items()}
 
-class _Best(TrainerCallback):
-    """Judges each epoch on the validation queries, keeps the best state in memory, stops when patience is out."""
-
-    def __init__(self, tokenizer: SequenceTokenizer, validation: pd.DataFrame, plan: Plan, report: Report) -> None:
-        self._tokenizer, self._validation, self._plan, self._report = tokenizer, validation, plan, report
-        self._state: dict[str, torch.Tensor] = {}
-        self.ndcg, self.epoch = -1.0, 0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % 20 == 0:
-            self._report({"step": "train", "at": state.global_step, "of": state.max_steps})
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model: torch.nn.Module = kwargs["model"].model
-        found = _ndcg(self._validation, _logits(model, self._tokenizer, self._validation), self._plan.gains)
-        epoch = round(state.epoch)
-        if found > self.ndcg:
-            self.ndcg, self.epoch = found, epoch
-            self._state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        self._report({"step": "epoch", "at": epoch, "of": self._plan.epochs, "ndcg@10": found, "best": self.ndcg})
-        if epoch - self.epoch >= self._plan.patience:
-            control.should_training_stop = True
-        model.train()
-
-    def restore(self, model: torch.nn.Module) -> None:
-        model.load_state_dict(self._state)
+    def row_lengths(self, queries: Sequence[str], passages: Sequence[Any]) -> list[int]:
+        """Tokens of each row of the trainer; of a row of many passages those of its longest pair."""
+        counts = [len(of) if isinstance(of, list) else 1 for of in passages]
+        flat = [one for of in passages for one in (of if isinstance(of, list) else [of])]
+        asked = [query for query, count in zip(queries, counts, strict=True) for _ in range(count)]
+        lengths = self.tokenizer.pairs(Texts.of(asked), Texts.of(flat)).token_counts
+        return [int(lengths[end - count : end].max()) for count, end in zip(counts, np.cumsum(counts), strict=True)]
 
 
-def _sealed(
-    plan: Plan,
-    base: Checkpoint,
-    model: Any,
-    tokenizer: SequenceTokenizer,
-    validation: pd.DataFrame,
-    before: float,
-    best: _Best,
-) -> Checkpoint:
-    logits = _logits(model, tokenizer, validation)
-    card = plan.card.model_copy(
-        update={
-            "metrics": {"before": {"ndcg@10": before}, "after": {"ndcg@10": best.ndcg, "epoch": float(best.epoch)}},
-            "calibration": calibrate(logits.tolist(), [plan.gains[grade] for grade in validation["grade"]]),
-        }
-    )
-    made = workroom(plan.models_folder)
-    try:
-        model.save_pretrained(made, safe_serialization=True)
-        for name in TOKENIZER_FILES:
-            if (base.folder / name).exists():
-                shutil.copyfile(base.folder / name, made / name)
-        return seal(made, plan.models_folder, plan.name, card)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+def _with_negatives(
+    plan: Plan, base: Checkpoint, examples: pd.DataFrame, of_train: pd.DataFrame, report: Report
+) -> pd.DataFrame:
+    """The training pairs with the hard negatives that the settings ask for, each of the worst grade."""
+    settings, candidates = plan.training.hard_negatives, examples[examples["side"] == "candidate"]
+    if not settings.per_query:
+        return of_train
+    teacher = open_checkpoint(plan.models_folder, plan.teacher) if plan.teacher else base
+
+    def similarity(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray[Any, Any]:
+        return similarities(teacher, queries, passages, token_budget=_TOKEN_BUDGET)
+
+    judged = examples[examples["side"] != "candidate"]
+    found, counts = mined(candidates, judged, similarity, settings, sorted(plan.gains))
+    report({"step": "negatives", **counts})
+    together = pd.concat([of_train, found[["query_id", "query_text", "item_id", "passage_text", "grade", "side"]]])
+    return together.sort_values(["query_id", "item_id"], ignore_index=True)
 
 
-def _inputs(tokenizer: SequenceTokenizer, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
-    made = tokenizer.pairs(Texts.of([query for query, _ in pairs]), Texts.of([passage for _, passage in pairs]))
-    inputs = padded(made, np.arange(len(pairs)), tokenizer.padding_id)
-    return {name: torch.from_numpy(values) for name, values in inputs.items()}
-
-
-def _logits(model: torch.nn.Module, tokenizer: SequenceTokenizer, pairs: pd.DataFrame) -> np.ndarray[Any, Any]:
-    """Logits by the model's plain forward pass: the engine would take its encoder apart while it is trained."""
-    device = next(model.parameters()).device
-    made = tokenizer.pairs(Texts.of(list(pairs["query_text"])), Texts.of(list(pairs["passage_text"])))
-    logits = np.empty(len(made), dtype=np.float32)
-    model.eval()
-    with torch.inference_mode():
-        for rows in sorted_by_length(made.token_counts, _TOKEN_BUDGET):
-            inputs = padded(made, rows, tokenizer.padding_id)
-            found = model(**{name: torch.from_numpy(values).to(device) for name, values in inputs.items()})
-            logits[rows] = found.logits[:, 0].float().cpu().numpy()
-    return logits
+def _tried(
+    plan: Plan, base: Checkpoint, of_train: pd.DataFrame, validation: pd.DataFrame, report: Report
+) -> dict[str, float]:
+    """Validation NDCG@10 of each head of `auto`, trained on the same part of the training queries."""
+    auto = plan.training.auto
+    queries = sorted(set(of_train["query_id"]))
+    drawn = np.random.default_rng(plan.training.seed).permutation(len(queries))[
+        : max(2, round(auto.share * len(queries)))
+    ]
+    part = of_train[of_train["query_id"].isin({queries[place] for place in drawn})].reset_index(drop=True)
+    found: dict[str, float] = {}
+    for head in auto.heads:
+        settings = plan.training.model_copy(
+            update={"head": head, "epochs": auto.epochs, "resume_folder": None, "auxiliary": None}
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            learnt = Learnt(plan, base, settings, part)
+            found[head] = learnt.fit(part, validation, report, Path(folder)).best["ndcg"]
+        report({"step": "head", "head": head, "ndcg@10": found[head], "pairs": len(part)})
+    return found
 
 
 def _cosine_ndcg(base: Checkpoint, pairs: pd.DataFrame, gains: dict[int, float]) -> float:
-    encoder = embedder.load(base.folder, base.scorer_digest, token_budget=_TOKEN_BUDGET)
-    queries = encoder.embed(list(pairs["query_text"]), "query")
-    passages = encoder.embed(list(pairs["passage_text"]), "passage")
-    return _ndcg(pairs, _cosines(queries, passages), gains)
-
-
-def _cosines(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    one, other = one.astype(np.float64), other.astype(np.float64)  # vectors of whole numbers are not of unit length
-    products = (one * other).sum(axis=1)
-    return products / np.sqrt((one * one).sum(axis=1) * (other * other).sum(axis=1))  # type: ignore[no-any-return]
+    found = similarities(base, list(pairs["query_text"]), list(pairs["passage_text"]), token_budget=_TOKEN_BUDGET)
+    return _ndcg(pairs, found, gains)
 
 
 def _ndcg(pairs: pd.DataFrame, scores: np.ndarray[Any, Any], gains: dict[int, float]) -> float:
     """Mean NDCG@10 over the queries for which something judged is worth something; 0 if there is none."""
-    ranked = pairs.assign(score=scores, gain=[gains[grade] for grade in pairs["grade"]])
+    ranked = pairs.assign(score=scores, gain=[gain_of(grade, gains) for grade in pairs["grade"]])
     ranked = ranked.sort_values(["query_id", "score", "item_id"], ascending=[True, False, True])
     found = [ndcg(list(of["gain"]), list(of["gain"]), _NDCG_AT) for _, of in ranked.groupby("query_id")]
     values = [value for value in found if value is not None]

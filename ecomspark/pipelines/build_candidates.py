@@ -1,7 +1,7 @@
 """Which items are worth scoring for each query: the best by BM25, and pairs that are given."""
 
 from datetime import date
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession
@@ -30,6 +30,7 @@ from ecomspark.schemas import (
     JUDGMENTS,
     QUERIES,
     QUERY_ALIASES,
+    SPLITS,
     TERMS,
     TEXTS,
 )
@@ -37,7 +38,7 @@ from ecomspark.tables import Warehouse
 
 JOB = "build_candidates"
 
-READS = (QUERIES, ITEMS, CANDIDATES, COLLECTION_STATISTICS, JUDGMENTS, INTERACTIONS, QUERY_ALIASES)
+READS = (QUERIES, ITEMS, CANDIDATES, COLLECTION_STATISTICS, JUDGMENTS, INTERACTIONS, QUERY_ALIASES, SPLITS)
 
 PUBLISHES = (CANDIDATES, COLLECTION_STATISTICS)
 
@@ -54,6 +55,15 @@ class Config(Settings):
         0.1, "a term that more than this share of the items have does not propose, it only scores", gt=0, le=1
     )
     judgment_sets: list[Name] | None = setting(None, "which judgments are given as candidates; null: all")
+    judged_sides: list[Literal["train", "validation", "test"]] | None = setting(
+        None,
+        "of which sides of `split` judged queries give candidates; null: of all, in the split or not",
+        min_length=1,
+    )
+    split: Name = setting("default", "which split `judged_sides` are of")
+    makes_statistics: bool = setting(
+        False, "make BM25's statistics also when it does not propose, for evaluate_rankings to compare with"
+    )
 
 
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
@@ -76,8 +86,11 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
                 with current.stage("bm25"):
                     proposals["bm25"] = _by_bm25(current, config).persist()
                     current.count(proposed_by_bm25=proposals["bm25"].count())
+            elif config.makes_statistics:
+                with current.stage("statistics"):
+                    _statistics(current, _item_terms(current, config), config.bm25.statistics_version)
             if "judged" in config.sources:
-                proposals[JUDGED] = judged_pairs(current.read_if_there(JUDGMENTS), config.judgment_sets)
+                proposals[JUDGED] = judged_pairs(_judgments(current, config), config.judgment_sets)
             if "impressions" in config.sources:
                 texts = tables.read_memory(warehouse, TEXTS)
                 known = queries_by_alias(current.read_if_there(QUERY_ALIASES), texts)
@@ -94,7 +107,29 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     return current.summary()
 
 
+def _judgments(current: Run, config: Config) -> DataFrame:
+    """The judgments that may give candidates: all, or those of queries on the sides asked for."""
+    judgments = current.read_if_there(JUDGMENTS)
+    if config.judged_sides is None:
+        return judgments
+    split = current.read(SPLITS).where(F.col("split") == config.split)
+    asked = split.where(F.col("side").isin(list(config.judged_sides))).select("query_id")
+    return judgments.join(asked, on="query_id", how="left_semi")
+
+
 def _by_bm25(current: Run, config: Config) -> DataFrame:
+    item_terms = _item_terms(current, config)
+    terms = tables.read_memory(current.warehouse, TERMS)
+    statistics = _statistics(current, item_terms, config.bm25.statistics_version)
+    postings = lexical.postings(item_terms, statistics, config.bm25)
+    query_terms = lexical.query_terms(current.read(QUERIES), terms, config.analysers)
+    places = config.count + config.margin
+    best = lexical.best_items(query_terms, postings, statistics, places, config.max_proposing_share)
+    return with_margin(best, current.read_if_there(CANDIDATES), "bm25", config.count)
+
+
+def _item_terms(current: Run, config: Config) -> DataFrame:
+    """The terms of every item. Raises ContractError when those of a query or a searched field are not made yet."""
     items, terms = current.read(ITEMS), tables.read_memory(current.warehouse, TERMS)
     fields = searched_fields(items).unionByName(
         current.read(QUERIES).select("locale", F.col("query_text").alias("text"))
@@ -104,13 +139,7 @@ def _by_bm25(current: Run, config: Config) -> DataFrame:
             f"terms: expected those of every query and searched field under the settings' languages, found {lacking:,} "
             "texts without; run build_texts first"
         )
-    item_terms = lexical.item_terms(items, terms, config.analysers, config.bm25)
-    statistics = _statistics(current, item_terms, config.bm25.statistics_version)
-    postings = lexical.postings(item_terms, statistics, config.bm25)
-    query_terms = lexical.query_terms(current.read(QUERIES), terms, config.analysers)
-    places = config.count + config.margin
-    best = lexical.best_items(query_terms, postings, statistics, places, config.max_proposing_share)
-    return with_margin(best, current.read_if_there(CANDIDATES), "bm25", config.count)
+    return lexical.item_terms(items, terms, config.analysers, config.bm25)
 
 
 def _statistics(current: Run, item_terms: DataFrame, version: int) -> DataFrame:

@@ -14,10 +14,11 @@ from pyspark.sql import functions as F
 
 from ecomspark import paired, tables
 from ecomspark.config import Name, Settings, setting
+from ecomspark.embedding import cosines
 from ecomspark.errors import ContractError
 from ecomspark.evaluation import Measures
 from ecomspark.features.scores import PAIR, distinct_pairs, lacking, pair_texts, standing
-from ecomspark.landing import check_texts, cosines, score_by_parts
+from ecomspark.landing import check_texts, score_by_parts
 from ecomspark.metrics import Interval
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
 from ecomspark.paired import Compared

@@ -10,11 +10,11 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Name, Settings, setting
+from ecomspark.embedding import cosines
 from ecomspark.errors import ContractError
 from ecomspark.evaluation import Measures, as_table, judged_figures, published_figures
 from ecomspark.features import bm25 as lexical
 from ecomspark.features.scores import pair_texts
-from ecomspark.landing import cosines
 from ecomspark.models.checkpoint import open_checkpoint
 from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import (
@@ -47,13 +47,21 @@ class Config(Settings):
     split: Name = setting("default", "which split of the queries")
     side: Literal["train", "validation", "test"] = setting("test", "which side of it")
     judged_variant: Name = setting("judged", "the variant that ranks judged items only, with the same policy")
-    published_variant: Name = setting("main", "the variant that search shows")
+    published_variant: Name | None = setting("main", "the variant that search shows; null: its figures are left out")
     encoder: Name | None = setting(None, "an untuned encoder to compare with, by cosine; null: none")
     token_budget: int | None = setting(
         None, "tokens of one forward pass of the encoder; null: found by trying", unit="tokens", decides=False, ge=1
     )
-    k: int = setting(10, "places that ndcg, precision and recall look at", unit="places", ge=1)
-    grade_threshold: int = setting(2, "grade from which an item counts as relevant, for mrr, precision, recall and auc")
+    k: int | None = setting(
+        10,
+        "places that ndcg, precision and recall look at; null: all, then without precision and recall, which would be "
+        "the same in any order",
+        unit="places",
+        ge=1,
+    )
+    grade_threshold: float = setting(
+        2.0, "grade from which an item counts as relevant, for mrr, precision, recall and auc"
+    )
     resamples: int = setting(2_000, "bootstrap resamples of the queries", ge=100)
     shuffles: int = setting(200, "random orders a query, for chance", ge=1)
     seed: int = setting(20_111_031, "of resamples and shuffles")
@@ -75,12 +83,14 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
             with current.stage("rankings"):
                 judged = _judged(current, config).persist()
                 orders = _orders(current, config, judged)
-                published = _published(current, config, judged)
+                published = _published(current, config.published_variant, judged)
             with current.stage("metrics"):
                 measures = Measures(
                     config.gains, config.k, config.grade_threshold, config.resamples, config.shuffles, config.seed
                 )
-                figures = [*judged_figures(orders, measures), *published_figures(published, orders, measures)]
+                figures = judged_figures(orders, measures)
+                if published is not None:
+                    figures += published_figures(published, orders, measures)
                 keys = {"job": JOB, "run_id": run_id, "judgment_set": config.judgment_set, "slice": "all"}
                 rows = [tuple({**keys, **vars(figure)}[c.name] for c in RUN_METRICS.columns) for figure in figures]
                 frame = spark.createDataFrame(rows, tables.ddl(RUN_METRICS))
@@ -145,10 +155,12 @@ def _cosines(current: Run, config: Config, judged: DataFrame, queries: DataFrame
     return cosines(current, pairs, encoder, data_type, config.token_budget)
 
 
-def _published(current: Run, config: Config, judged: DataFrame) -> pd.DataFrame:
-    """The published variant's ranking of the judged queries, with the grade where there is one."""
+def _published(current: Run, variant: str | None, judged: DataFrame) -> pd.DataFrame | None:
+    """The published variant's ranking of the judged queries, with the grade where there is one; None of no variant."""
+    if variant is None:
+        return None
     asked = judged.select("query_id").distinct()
-    ranked = current.read(RANKINGS).where(F.col("variant") == config.published_variant)
+    ranked = current.read(RANKINGS).where(F.col("variant") == variant)
     shown = ranked.join(asked, on="query_id", how="left_semi").select("query_id", "item_id", "rank")
     graded = shown.join(judged, on=["query_id", "item_id"], how="left")
     frame = graded.select(F.hex("query_id").alias("query_id"), "rank", "grade").toPandas()

@@ -12,20 +12,24 @@ from pyspark.sql import functions as F
 from ecomspark import tables
 from ecomspark.config import Name, Section, Settings, setting
 from ecomspark.errors import CheckpointError, ContractError
+from ecomspark.features.negatives import unjudged_candidates
 from ecomspark.features.scores import pair_texts
-from ecomspark.features.splits import sides
-from ecomspark.models.checkpoint import CARD, Card, open_checkpoint
+from ecomspark.models.checkpoint import CARD, Card, Checkpoint, open_checkpoint
+from ecomspark.models.options import Training
 from ecomspark.runs import Run, Summary, open_run
-from ecomspark.schemas import ITEMS, JUDGMENTS, QUERIES, SPLITS, TEXTS
+from ecomspark.schemas import CANDIDATES, ITEMS, JUDGMENTS, QUERIES, SPLITS, TEXTS
+from ecomspark.scoring import EmbedderAt
+from ecomspark.splitting import Split, Wanted, split_queries
 from ecomspark.tables import Warehouse
 from ecomspark.text import digest
+from ecomspark.tracking import Tracking, tracked
 from ecomspark.training import train
 
 JOB = "finetune_cross_encoder"
 
 READS = (JUDGMENTS, QUERIES, ITEMS, SPLITS)
 
-PUBLISHES = (SPLITS,)
+PUBLISHES = (SPLITS,)  # and vectors to `embeddings`, without its lease: an evaluation need not wait for a training
 
 _SPECIAL_TOKENS = 4  # of a pair, at most: RoBERTa's
 
@@ -39,28 +43,30 @@ class Shares(Section):
     validation: float = setting(0.15, "share to choose the best epoch and to calibrate on", gt=0, lt=1)
 
 
-class Config(Settings):
-    """What is trained, on which judgments, how."""
+class Config(Training, Settings):
+    """What is trained, on which judgments; how stands in `models.options.Training`."""
 
     base: Name = setting(..., "the encoder to start from: a folder in models_folder")
     name: Name = setting(..., "what the checkpoint is called; it never changes, so a new training takes a new name")
     judgment_set: Name = setting(..., "which judgments")
     split: Name = setting("default", "name of the split of the queries; those not in it yet are put on a side")
     shares: Shares = setting(Shares(), "parts of the split")
+    near_duplicates: Literal["refuse", "drop"] = setting(
+        "refuse", "training and validation queries that nearly equal one of a stricter side: end, or leave them out"
+    )
+    max_edits: int = setting(
+        2, "edits that near-duplicates differ by at most, one for each six characters", unit="edits", ge=0, le=2
+    )
+    min_cosine: float | None = setting(
+        0.92, "cosine under `base` from which queries are near-duplicates; null: vectors are not looked at", gt=0, le=1
+    )
     max_tokens: int = setting(128, "tokens of a pair, special ones included", unit="tokens", gt=4)
     query_max_tokens: int = setting(32, "tokens kept of a query; then only the passage is cut", unit="tokens", gt=0)
-    loss: Literal["bce", "mse"] = setting("bce", "on grade / best grade: binary cross-entropy, or squared error")
-    trains_word_vectors: bool = setting(
-        False,
-        "train the word vectors, too: few judgments move the words that are among them away from all others",
+    teacher: Name | None = setting(
+        None, "checkpoint that tells hard negatives from false ones, trained on no other side; null: `base`"
     )
-    epochs: int = setting(6, "times through the pairs at most", ge=1)
-    batch_size: int = setting(32, "pairs of a step", unit="pairs", ge=1)
-    learning_rate: float = setting(1e-4, "highest rate of AdamW", gt=0)
-    warmup_share: float = setting(0.1, "share of the steps in which the rate rises; then it falls linearly", ge=0, lt=1)
-    weight_decay: float = setting(0.01, "of AdamW", ge=0)
-    patience: int = setting(3, "epochs without a better validation NDCG@10 before it stops", unit="epochs", ge=1)
-    seed: int = setting(13, "of initialisation, order and dropout, and of the split")
+    tracking: Tracking = setting(Tracking(), "where the curves of trainings are kept", decides=False)
+    seed: int = setting(13, "of initialisation, order, dropout and changes of texts, and of the split")
 
     @field_validator("shares")
     @classmethod
@@ -75,6 +81,14 @@ class Config(Settings):
             raise ValueError(f"max_tokens {self.max_tokens} leaves no room behind {self.query_max_tokens} of a query")
         return self
 
+    @model_validator(mode="after")
+    def _apart_from_models(self) -> "Config":
+        if self.resume_folder and self.resume_folder.resolve().is_relative_to(self.models_folder.resolve()):
+            raise ValueError(
+                "resume_folder: expected a folder outside models_folder: what lies in there is half a model"
+            )
+        return self
+
 
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
     base = open_checkpoint(config.models_folder, config.base, "encoder")
@@ -84,7 +98,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
         warehouse,
         JOB,
         run_id,
-        reads=READS,
+        reads=(*READS, *((CANDIDATES,) if config.hard_negatives.per_query else ())),
         publishes=PUBLISHES,
         settings_digest=settings_digest,
         as_of=as_of,
@@ -92,55 +106,72 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     ) as current:
         if not current.is_replayed:
             with current.stage("split"):
-                split = _split(current, config)
+                split = _split(current, config, base)
             with current.stage("examples"):
-                examples = _examples(current, config, split)
+                examples = _examples(current, config, split.rows)
             training = digest(settings_digest.hex(), _content(examples)).hex()
             if not _is_there(config, training):
                 with current.stage("train"):
-                    card = Card(
-                        kind="cross_encoder",
-                        base=config.base,
-                        recipe=config.recipe,
-                        max_tokens=config.max_tokens,
-                        query_max_tokens=config.query_max_tokens,
-                        data={name: vars(at) for name, at in current.inputs.items() if at},
-                        settings=config.model_dump(mode="json", exclude=set(Settings.model_fields)),
-                        training_digest=training,
-                    )
-                    train(_plan(config, card), examples)
+                    read = {name: vars(at) for name, at in {**current.inputs, **split.read}.items() if at}
+                    card = _card(config, read, training)
+                    with tracked(config.tracking, JOB, run_id, config.name, card.settings) as track:
+                        train(_plan(config, card), examples, see=track.see)
+                        track.made(open_checkpoint(config.models_folder, config.name, "cross_encoder"))
                     current.made(config.name)
     return current.summary()
 
 
-def _split(current: Run, config: Config) -> DataFrame:
-    """The named split with every judged query on a side; those that are new to it are added."""
-    of_set = current.read(JUDGMENTS).where(F.col("judgment_set") == config.judgment_set)
-    there = current.read_if_there(SPLITS).where(F.col("split") == config.split)
-    new = sides(
-        of_set.select("query_id").distinct(), config.split, config.seed, config.shares.train, config.shares.validation
+def _split(current: Run, config: Config, base: Checkpoint) -> Split:
+    wanted = Wanted(
+        judgment_set=config.judgment_set,
+        split=config.split,
+        seed=config.seed,
+        train=config.shares.train,
+        validation=config.shares.validation,
+        is_dropping=config.near_duplicates == "drop",
+        max_edits=config.max_edits,
+        min_cosine=config.min_cosine,
+        analysers=config.analysers,
+        recipe_digest=config.recipe.digest,
     )
-    added = new.join(there.select("query_id"), on="query_id", how="left_anti")
-    change = tables.compare(current.warehouse, SPLITS, added, current.author, deletes=False)
-    current.count(split_queries=change.inserted)
-    current.commit(tables.publish(current.warehouse, change, current.author))
-    newest = tables.snapshot(current.warehouse, SPLITS)
-    return tables.read(current.warehouse, SPLITS, newest).where(F.col("split") == config.split)
+    embedder = EmbedderAt(str(base.folder.resolve()), base.scorer_digest, vector_type=base.card.vector_type)
+    return split_queries(current, wanted, embedder)
 
 
 def _examples(current: Run, config: Config, split: DataFrame) -> pd.DataFrame:
-    """The judged pairs of the training and validation queries with the texts that scoring would read."""
-    judged = current.read(JUDGMENTS).where(F.col("judgment_set") == config.judgment_set)
+    """The judged pairs of the training and validation queries with the texts that scoring would read, and on the side
+    `candidate` what hard negatives may be taken from. Raises ContractError when a side has none."""
+    judged = current.read(JUDGMENTS)
+    of_set = judged.where(F.col("judgment_set") == config.judgment_set)
     learnt = split.where(F.col("side").isin("train", "validation")).select("query_id", "side")
-    pairs = judged.join(learnt, on="query_id", how="inner").select("query_id", "item_id", "grade", "side")
-    texts = tables.read_memory(current.warehouse, TEXTS)
-    read = pair_texts(pairs, current.read(QUERIES), current.read(ITEMS), texts, config.recipe.digest)
-    joined = read.select(
-        F.lower(F.hex("query_id")).alias("query_id"), "item_id", "query_text", "passage_text", "grade", "side"
-    )
-    examples = joined.toPandas().sort_values(["query_id", "item_id"], ignore_index=True)
+    pairs = of_set.join(learnt, on="query_id", how="inner")
+    pairs = pairs.select("query_id", "item_id", "grade", "side", F.lit(None).cast("int").alias("place"))
+    if config.hard_negatives.per_query:
+        train_queries = learnt.where("side = 'train'")
+        candidates = current.read(CANDIDATES)
+        unjudged = unjudged_candidates(candidates, judged, train_queries, config.hard_negatives.places)
+        grade = F.lit(None).cast("double").alias("grade")
+        pairs = pairs.unionByName(
+            unjudged.select("query_id", "item_id", grade, F.lit("candidate").alias("side"), "place")
+        )
+    field = config.auxiliary.field if config.auxiliary else None
+    texts, items = tables.read_memory(current.warehouse, TEXTS), current.read(ITEMS)
+    read = pair_texts(pairs, current.read(QUERIES), items, texts, config.recipe.digest)
+    names = ["item_id", "query_text", "passage_text", "grade", "side", "place"]
+    if field:
+        read, names = read.join(items.select("item_id", field), on="item_id", how="inner"), [*names, field]
+    joined = read.select(F.lower(F.hex("query_id")).alias("query_id"), *names)
+    examples: pd.DataFrame = joined.toPandas().sort_values(["query_id", "item_id"], ignore_index=True)
     by_side = examples["side"].value_counts()
     current.count(train_pairs=int(by_side.get("train", 0)), validation_pairs=int(by_side.get("validation", 0)))
+    if candidate_pairs := int(by_side.get("candidate", 0)):
+        current.count(candidate_pairs=candidate_pairs)
+    _check(config, examples, by_side)
+    return examples
+
+
+def _check(config: Config, examples: pd.DataFrame, by_side: "pd.Series[int]") -> None:
+    """Raises ContractError when there is nothing to train on, or not what the head learns."""
     if examples[["query_text", "passage_text"]].isna().any(axis=None):
         raise ContractError("texts: a judged query or item has none under the settings' recipe; run build_texts first")
     for side in ("train", "validation"):
@@ -149,7 +180,13 @@ def _examples(current: Run, config: Config, split: DataFrame) -> pd.DataFrame:
                 f"judgments: expected pairs of {config.judgment_set} on the {side} side of split {config.split}, "
                 "found none; judge more queries or change the shares"
             )
-    return examples
+    heads = config.auto.heads if config.head == "auto" else [config.head]
+    means = int((~examples["grade"].isin(list(config.gains)) & examples["grade"].notna()).sum())
+    if "classes" in heads and not config.class_edges and means:
+        raise ContractError(
+            f"judgments: head classes: expected grades of {', '.join(map(str, sorted(config.gains)))}, found {means:,} "
+            f"between them; set {JOB}.class_edges, or take a head that learns numbers (bce, mse)"
+        )
 
 
 def _content(examples: pd.DataFrame) -> str:
@@ -169,9 +206,29 @@ def _is_there(config: Config, training: str) -> bool:
     return True
 
 
+def _card(config: Config, read: dict[str, Any], training: str) -> Card:
+    return Card(
+        kind="cross_encoder",
+        base=config.base,
+        recipe=config.recipe,
+        max_tokens=config.max_tokens,
+        query_max_tokens=config.query_max_tokens,
+        data=read,
+        settings=config.model_dump(mode="json", exclude={*Settings.model_fields, "resume_folder", "tracking"}),
+        training_digest=training,
+    )
+
+
 def _plan(config: Config, card: Card) -> dict[str, Any]:
     """What `models.finetune.Plan` reads."""
-    keys = ("base", "name", "loss", "trains_word_vectors", "epochs", "batch_size", "learning_rate", "warmup_share",
-            "weight_decay", "patience", "seed", "gains")  # fmt: skip
-    settings = {key: getattr(config, key) for key in keys}
-    return {**settings, "models_folder": str(config.models_folder.resolve()), "card": card.model_dump(mode="json")}
+    folder = config.resume_folder
+    training = config.model_dump(mode="json", include=set(Training.model_fields))
+    return {
+        "models_folder": str(config.models_folder.resolve()),
+        "base": config.base,
+        "name": config.name,
+        "card": card.model_dump(mode="json"),
+        "gains": config.gains,
+        "training": {**training, "resume_folder": str(folder.resolve()) if folder else None},
+        "teacher": config.teacher,
+    }

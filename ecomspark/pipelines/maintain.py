@@ -74,7 +74,8 @@ READS = tuple(_REFER)
 # jobs read no table but the one that they publish.
 USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
     "build_texts": ((ITEMS, QUERY_ALIASES, JUDGMENT_ALIASES, TEXTS, TERMS), (QUERIES, JUDGMENTS, TEXTS, TERMS)),
-    "finetune_cross_encoder": ((JUDGMENTS, QUERIES, ITEMS, SPLITS, TEXTS), (SPLITS,)),
+    "pretrain_encoder": ((QUERIES, ITEMS, SPLITS, TEXTS), ()),
+    "finetune_cross_encoder": ((JUDGMENTS, QUERIES, ITEMS, SPLITS, TEXTS, EMBEDDINGS), (SPLITS,)),
     "build_candidates": (
         (QUERIES, ITEMS, CANDIDATES, COLLECTION_STATISTICS, JUDGMENTS, INTERACTIONS, QUERY_ALIASES, TERMS, TEXTS),
         (CANDIDATES, COLLECTION_STATISTICS),

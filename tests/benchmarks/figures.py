@@ -22,7 +22,8 @@ def judged(figure: str, values: Sequence[float], must: str = "") -> Figure:
     holds = None
     if must:
         sign, _, limit = must.removeprefix("aim ").partition(" ")
-        holds = {">=": value >= float(limit), "<=": value <= float(limit), "=": value == float(limit)}[sign]
+        least = float(limit)
+        holds = {">=": value >= least, "<=": value <= least, "=": value == least, ">": value > least}[sign]
     return Figure(figure, float(value), must, holds, (float(min(values)), float(max(values))))
 
 

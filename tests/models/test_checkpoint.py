@@ -103,6 +103,13 @@ def test_a_card_without_calibration_is_refused(folder: Path) -> None:
     refused(folder, "at least two rising points")
 
 
+def test_a_link_within_the_models_folder_is_refused_too(folder: Path) -> None:
+    """What it points to may change under a card that still fits."""
+    (folder / "config.json").rename(folder.parent / "config.json")
+    os.symlink(folder.parent / "config.json", folder / "config.json")
+    refused(folder, "config.json: a link; expected the file itself")
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "state.pkl", "optimizer.pt"])
 def test_pickles_are_refused_unopened(folder: Path, name: str, tmp_path: Path) -> None:
     canary = tmp_path / "canary"

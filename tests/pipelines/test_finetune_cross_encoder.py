@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import build_rows
 from shop import Shop
 
+from ecomspark import tables
 from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.models.checkpoint import open_checkpoint, sha256
-from ecomspark.schemas import JUDGMENTS, RUNS, SPLITS
+from ecomspark.pipelines.finetune_cross_encoder import JOB
+from ecomspark.schemas import JUDGMENTS, QUERIES, RUNS, SPLITS
+from ecomspark.tables import Author
+from ecomspark.text import digest, normalise_query
 
 
 def test_the_card_says_what_made_the_checkpoint(ranked_shop: Shop) -> None:
@@ -19,8 +24,8 @@ def test_the_card_says_what_made_the_checkpoint(ranked_shop: Shop) -> None:
     assert {"judgments", "queries", "items"} <= set(card.data)
     assert card.settings["epochs"] == 2
     assert card.settings["seed"] == 5
-    assert set(card.metrics) == {"before", "after"}
-    assert all(0 <= card.metrics[when]["ndcg@10"] <= 1 for when in card.metrics)
+    assert set(card.metrics) == {"before", "after", "pairs", "read"}
+    assert all(0 <= card.metrics[when]["ndcg@10"] <= 1 for when in ("before", "after"))
     logits, gains = zip(*card.calibration, strict=True)
     assert list(logits) == sorted(set(logits))
     assert list(gains) == sorted(set(gains))
@@ -46,6 +51,71 @@ def test_queries_are_split_whole_and_keep_their_side(ranked_shop: Shop, copied: 
     assert summary.rows["split_queries"] == 1
     after = {bytes(row["query_id"]): row["side"] for row in copied.rows(SPLITS).collect()}
     assert {query: side for query, side in after.items() if query in sides} == sides
+
+
+NEAR = {"red mug": "mugs, red", "wall clock": "clock wall", "candle holder": "candel holders", "gift": "gifts",
+        "teapot": "teapots"}  # fmt: skip
+
+
+def sides(shop: Shop) -> dict[str, str]:
+    """The side of each query's text."""
+    placed = shop.rows(SPLITS).join(shop.rows(QUERIES), on="query_id", how="inner").select("query_text", "side")
+    return {row["query_text"]: row["side"] for row in placed.collect()}
+
+
+def add_queries(shop: Shop, *texts: str) -> None:
+    """Judged ones, each of one item."""
+    shop.write("queries", "id,query,traffic", [(f"n{at}", text, 1) for at, text in enumerate(texts)])
+    shop.write("judgments", "id,sku,grade", [(f"n{at}", "i01", 3) for at in range(len(texts))])
+    for job in ("import_queries", "import_judgments"):
+        shop.run(job, "more", mode="upsert")
+    shop.run("build_texts", "more")
+
+
+def put(shop: Shop, text: str, side: str) -> None:
+    """Put a query on a side, as an earlier draw would have that did not look for near-duplicates."""
+    row = {"split": "default", "query_id": digest("uk", normalise_query(text)), "side": side}
+    change = tables.compare(
+        shop.warehouse,
+        SPLITS,
+        build_rows(shop.spark, SPLITS, row).drop("changed_by"),
+        Author("test", "put"),
+        deletes=False,
+    )
+    tables.publish(shop.warehouse, change, Author("test", "put"))
+
+
+def test_a_new_query_goes_where_its_near_duplicate_is(copied: Shop) -> None:
+    add_queries(copied, *NEAR.values())
+    summary = copied.run("finetune_cross_encoder", "near", name="relevance-2")
+    found = sides(copied)
+    assert [found[text] for text in NEAR.values()] == [found[text] for text in NEAR]
+    assert {found[text] for text in NEAR} == {"train", "validation", "test"}, "one side for all would prove nothing"
+    assert summary.rows["split_queries"] == len(NEAR)
+    assert (summary.rows["leaks"], summary.rows["dropped_queries"]) == (0, 0)
+    card = open_checkpoint(copied.models, "relevance-2").card
+    assert card.settings["split"] == "default"
+    assert card.data["splits"]["version"] == summary.tables["splits"]["after"], "the version with the new queries"
+
+
+def test_queries_that_leak_end_the_run_or_are_left_out(copied: Shop) -> None:
+    """The near-duplicate of a test query is on the training side, and a side is for ever."""
+    tested = next(text for text, side in sides(copied).items() if side == "test")
+    add_queries(copied, NEAR[tested])
+    put(copied, NEAR[tested], "train")
+    leak = r"found 1 leaks of 6 queries looked at: 1 of train near test by (tokens|edits); .*near_duplicates: drop"
+    with pytest.raises(ContractError, match=leak) as told:
+        copied.run("finetune_cross_encoder", "refused", name="relevance-2")
+    assert NEAR[tested] not in str(told.value)
+    assert not (copied.models / "relevance-2").exists()
+    with pytest.raises(ContractError, match=r"of train near test by cosine"):
+        copied.run("finetune_cross_encoder", "by-cosine", name="relevance-2", min_cosine=0.01)
+    runs = {row["run_id"]: row["rows"] for row in copied.rows(RUNS).where(f"job = '{JOB}'").collect()}
+    assert runs["by-cosine"]["embedded"] == 1, "the others' vectors were there"
+    summary = copied.run("finetune_cross_encoder", "dropped", name="relevance-2", near_duplicates="drop")
+    assert (summary.rows["leaks"], summary.rows["dropped_queries"]) == (1, 1)
+    assert summary.rows["train_pairs"] == runs["first"]["train_pairs"], "its pair is not learnt from"
+    assert sides(copied)[NEAR[tested]] == "train"
 
 
 def test_the_same_training_is_done_once_and_another_takes_another_name(copied: Shop) -> None:
@@ -96,10 +166,48 @@ def test_word_vectors_move_only_when_they_are_trained(copied: Shop, is_trained: 
     from safetensors.numpy import load_file
 
     copied.run(
-        "finetune_cross_encoder", "words", name="words", batch_size=1, loss="mse", trains_word_vectors=is_trained
+        "finetune_cross_encoder", "words", name="words", batch_size=1, head="mse", trains_word_vectors=is_trained
     )
     base, made = (load_file(copied.models / name / "model.safetensors") for name in ("base", "words"))
     name = "embeddings.word_embeddings.weight"
     assert (base[name] == made[f"bert.{name}"]).all() != is_trained
     layer = "encoder.layer.0.attention.self.query.weight"
     assert not (base[layer] == made[f"bert.{layer}"]).all()
+
+
+def test_classes_want_whole_grades_or_edges(copied: Shop) -> None:
+    copied.write("judgments", "id,sku,grade", [("q1", "i01", 2.5), ("q1", "i02", 1)])
+    copied.run("import_judgments", "means", mode="upsert", fractional_grades=True)
+    copied.run("build_texts", "means")
+    said = "head classes: expected grades of 0, 1, 2, 3, found 1 between them; set finetune_cross_encoder.class_edges"
+    with pytest.raises(ContractError, match=said):
+        copied.run("finetune_cross_encoder", "classes", name="classes", head="classes")
+    made = copied.run("finetune_cross_encoder", "edges", name="classes", head="classes", class_edges=[1.5])
+    assert made.rows["checkpoints"] == 1
+    assert len(open_checkpoint(copied.models, "classes").card.class_gains) == 2
+
+
+def test_negatives_auxiliary_resuming_and_curves_reach_the_training(copied: Shop, tmp_path: Path) -> None:
+    """All at once, since each run costs seconds: what each does is tested in models/test_finetune."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    summary = copied.run(
+        "finetune_cross_encoder",
+        "all",
+        name="all",
+        hard_negatives={"per_query": 2, "skip_first": 0, "max_share_of_positive": 1.0, "max_overlap": 1.0},
+        auxiliary={"field": "brand"},
+        augmentation={"typos": 1.0},
+        resume_folder=str(tmp_path / "kept"),
+        tracking={"tensorboard": str(tmp_path / "curves")},
+    )
+    assert summary.rows["candidate_pairs"] > 0
+    card = open_checkpoint(copied.models, "all").card
+    assert "candidates" in card.data
+    assert "resume_folder" not in card.settings, "a path of this machine"
+    assert card.metrics["pairs"]["train"] > summary.rows["train_pairs"], "negatives came to the judged pairs"
+    curves = EventAccumulator(str(tmp_path / "curves" / "all-all")).Reload()
+    assert curves.Scalars("validation/ndcg_at_10")
+    assert not list((tmp_path / "kept").glob("*")), "what was kept is taken away at the end"
+    with pytest.raises(ValueError, match="expected a folder outside models_folder"):
+        copied.run("finetune_cross_encoder", "inside", name="x", resume_folder=str(copied.models / "kept"))

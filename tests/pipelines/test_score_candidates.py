@@ -1,5 +1,7 @@
 """Scoring end to end: each distinct pair once per scorer, errors kept and tried again, nothing behind doubled."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,13 @@ import pytest
 import tiny
 from fakes import Traced, logit
 from pyspark.sql import functions as F
+from safetensors.numpy import load_file, save_file
 from shop import AS_OF, Shop
 
 from ecomspark import tables
 from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.models import cross_encoder
-from ecomspark.models.checkpoint import open_checkpoint
+from ecomspark.models.checkpoint import open_checkpoint, sha256
 from ecomspark.pipelines import score_candidates
 from ecomspark.schemas import CANDIDATES, EMBEDDINGS, RANKINGS, RUNS, SCORES, TERMS, TEXTS
 from ecomspark.tables import Author
@@ -127,18 +130,54 @@ def test_a_doubled_append_doubles_nothing_behind_it(copied: Shop) -> None:
     assert "embedded" not in metrics.rows
 
 
-@pytest.mark.parametrize("fault", ["weights", "missing", "kind"])
-def test_a_wrong_checkpoint_is_refused_before_anything_starts(copied: Shop, fault: str) -> None:  # R14
-    runs = copied.rows(RUNS).count()
-    folder = copied.models / "relevance-1"
-    if fault == "weights":
-        weights = folder / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-10])
-    if fault == "missing":
-        (folder / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError):
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("byte", "model.safetensors: not the file that the card was written for"),
+     ("missing", "tokenizer.json: in the card, not in the folder"),
+     ("vocabulary", "its largest id is 5000"),
+     ("head", "no trained head; loading would make a random one"),
+     ("kind", "expected a cross_encoder, found a encoder"),
+     ("link", "config.json: a link; expected the file itself"),
+     ("pickle", "state.pkl: a format that can carry code")],
+)  # fmt: skip
+def test_a_wrong_checkpoint_is_refused_before_anything_starts(copied: Shop, fault: str, said: str) -> None:  # R14
+    runs, jobs = copied.rows(RUNS).count(), copied.spark.sparkContext.statusTracker()
+    spoil(copied.models / "relevance-1", fault)
+    copied.spark.sparkContext.setJobGroup(f"wrong-{fault}", "")
+    with pytest.raises(CheckpointError, match=re.escape(said)):
         copied.run("score_candidates", "wrong", checkpoint="base" if fault == "kind" else "relevance-1")
+    assert len(jobs.getJobIdsForGroup(f"wrong-{fault}")) == 0, "no Spark stage was started"
+    copied.spark.sparkContext.setJobGroup("", "")
     assert copied.rows(RUNS).count() == runs
+
+
+def spoil(folder: Path, fault: str) -> None:
+    """Make a checkpoint what it must not be; where the card would tell, it is written anew, to be told by what is in it."""
+    weights, tokens = folder / "model.safetensors", folder / "tokenizer.json"
+    if fault == "byte":
+        whole = bytearray(weights.read_bytes())
+        whole[-1] ^= 1
+        weights.write_bytes(bytes(whole))
+    if fault == "missing":
+        tokens.unlink()
+    if fault == "vocabulary":
+        found = json.loads(tokens.read_text())
+        found["model"]["vocab"]["zebra"] = 5000
+        tokens.write_text(json.dumps(found))
+    if fault == "head":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config))
+        state = load_file(weights)
+        save_file({name: of for name, of in state.items() if "classifier" not in name}, weights)
+    if fault == "link":
+        (folder / "config.json").rename(folder.parent / "elsewhere.json")
+        (folder / "config.json").symlink_to(folder.parent / "elsewhere.json")
+    if fault == "pickle":
+        (folder / "state.pkl").write_bytes(b"N.")
+    if fault in ("vocabulary", "head", "pickle"):
+        card = json.loads((folder / "card.json").read_text())
+        card["files"] = {path.name: sha256(path) for path in folder.iterdir() if path.name != "card.json"}
+        (folder / "card.json").write_text(json.dumps(card))
 
 
 def test_texts_of_another_recipe_are_not_scored(copied: Shop) -> None:
