@@ -14,7 +14,7 @@ from ecomspark import cli, launch
 from ecomspark.model_list import as_lines, listed
 from ecomspark.models.checkpoint import open_checkpoint
 
-METRICS = {"before": {"ndcg@10": 0.5}, "after": {"ndcg@10": 0.75, "epoch": 2.0}}
+METRICS = {"before": {"ndcg@10": 0.5}, "after": {"ndcg@10": 0.75, "epoch": 2.0}, "pairs": {"train": 1200.0}}
 
 
 @pytest.fixture(autouse=True)
