@@ -95,7 +95,7 @@ def _listed(models_folder: Path, name: str, data_type: DataType | None, is_verif
         scorer_digest=card.scorer_digest.hex(),
         judgment_set=str(said.get("judgment_set") or ""),
         split=str(said.get("split") or ""),
-        train_pairs=int(card.metrics["pairs"]["train"]) if "pairs" in card.metrics else None,
+        train_pairs=_whole(card.metrics.get("pairs", {}).get("train")),
         metrics=card.metrics,
         is_verified=is_verifying,
     )
@@ -112,6 +112,10 @@ def _card(folder: Path) -> Card:
         raise CheckpointError(f"{CARD}: not a card ({places or 'not JSON'})") from None
     except ValueError:
         raise CheckpointError(f"{CARD}: not a card (not UTF-8)") from None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
 
 
 def _trained_on(of: Listed) -> str:
