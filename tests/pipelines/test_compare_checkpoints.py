@@ -19,7 +19,7 @@ from ecomspark.config import GAIN_PRESETS
 from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.models import cross_encoder, embedder
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
-from ecomspark.schemas import CANDIDATES, EMBEDDINGS, JUDGMENTS, RUN_METRICS, RUNS, SCORES, SPLITS
+from ecomspark.schemas import EMBEDDINGS, JUDGMENTS, RUN_METRICS, RUNS, SCORES, SPLITS
 from ecomspark.schemas import QUERIES as QUERIES_TABLE
 from ecomspark.tables import Author
 from ecomspark.text import TextRecipe
