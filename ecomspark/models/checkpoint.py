@@ -283,7 +283,8 @@ def _inconsistent(folder: Path, card: Card) -> list[str]:
     if card.dimensions is not None and card.dimensions > config.get("hidden_size", 0):
         faults.append(f"{CARD}: {card.dimensions} dimensions of vectors that have {config.get('hidden_size', 0)}")
     if card.kind == "cross_encoder":
-        outputs = len(config.get("id2label", {0: ""})) if "num_labels" not in config else config["num_labels"]
+        # transformers writes neither where a head has two outputs: two are its default.
+        outputs = config["num_labels"] if "num_labels" in config else len(config.get("id2label", ("no", "yes")))
         heads = [shape for name, shape in shapes.items() if name.endswith("weight") and any(h in name for h in _HEADS)]
         expected = len(card.class_gains) or 1
         if not any(shape[0] == expected for shape in heads):

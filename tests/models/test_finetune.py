@@ -353,6 +353,15 @@ def test_head_and_options_that_do_not_go_together_are_refused() -> None:
             Training.model_validate(settings)
 
 
+def test_a_classifier_of_two_classes_opens(tmp_path: Path) -> None:
+    """transformers leaves two labels, its default, out of the configuration."""
+    made = trained(tmp_path, "made", head="classes", class_edges=[1.5], epochs=1)
+    assert len(open_checkpoint(tmp_path, "made", "cross_encoder").card.class_gains) == 2
+    assert cross_encoder.load(made.folder, made.scorer_digest, token_budget=99).score(
+        ["red mug"], ["cup"]
+    ).logits.shape == (1,)
+
+
 def test_a_classifier_whose_card_says_another_count_of_classes_is_refused(tmp_path: Path) -> None:
     made = trained(tmp_path, "made", head="classes", epochs=1)
     card = json.loads((made.folder / "card.json").read_text())

@@ -126,7 +126,7 @@ def test_the_figures_are_those_of_both_models_alone_and_nothing_is_scored_twice(
     assert shop.rows(SCORES).count() == scored
     assert figures(shop, "2")["relevance-1", "all", "ndcg@10"]["difference"] == -of_a["difference"]
     shop.run("score_candidates", "after", checkpoint="other")
-    raw = tables.read(shop.warehouse, SCORES, tables.snapshot(shop.warehouse, SCORES))
+    raw = shop.spark.read.format("delta").load(shop.warehouse.path(SCORES))
     keys = raw.select("query_digest", "passage_digest", "scorer_digest").distinct().count()
     assert raw.count() == keys > scored, "candidates that were judged need no second score"
 

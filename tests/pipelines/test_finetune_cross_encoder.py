@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from conftest import build_rows
-from shop import GRADES, Shop
+from shop import Shop
 
 from ecomspark import tables
 from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.models.checkpoint import open_checkpoint, sha256
 from ecomspark.pipelines.finetune_cross_encoder import JOB
-from ecomspark.schemas import JUDGMENTS, QUERIES, RUNS, SPLITS
+from ecomspark.schemas import CANDIDATES, JUDGMENTS, QUERIES, RUNS, SPLITS
 from ecomspark.tables import Author
 from ecomspark.text import digest, normalise_query
 
@@ -196,11 +196,16 @@ def test_negatives_auxiliary_resuming_and_curves_reach_the_training(copied: Shop
     """All at once, since each run costs seconds: what each does is tested in models/test_finetune."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # Of each query two judgments are left, so that candidates without one are there.
-    few = [(query, item, grade) for query, of in GRADES.items() for item, grade in sorted(of.items())[:2]]
-    copied.write("judgments", "id,sku,grade", few)
-    copied.run("import_judgments", "few", max_deleted_share=1.0)
-    copied.run("build_texts", "few")
+    # BM25 proposes little in a shop of twelve items: candidates that nobody judged are put there.
+    train = [bytes(row["query_id"]) for row in copied.rows(SPLITS).where("side = 'train'").collect()]
+    judged = {(bytes(row["query_id"]), row["item_id"]) for row in copied.rows(JUDGMENTS).collect()}
+    rows = [
+        {"query_id": query, "item_id": item, "sources": {"bm25": 1.0}}
+        for query in train for item in ("i03", "i06", "i10") if (query, item) not in judged
+    ]  # fmt: skip
+    frame = build_rows(copied.spark, CANDIDATES, *rows).drop("changed_by")
+    change = tables.compare(copied.warehouse, CANDIDATES, frame, Author("test", "put"), deletes=False)
+    tables.publish(copied.warehouse, change, Author("test", "put"))
     summary = copied.run(
         "finetune_cross_encoder",
         "all",
@@ -211,7 +216,7 @@ def test_negatives_auxiliary_resuming_and_curves_reach_the_training(copied: Shop
         resume_folder=str(tmp_path / "kept"),
         tracking={"tensorboard": str(tmp_path / "curves")},
     )
-    assert summary.rows["candidate_pairs"] > 0
+    assert summary.rows["candidate_pairs"] >= len(rows) > 0
     card = open_checkpoint(copied.models, "all").card
     assert "candidates" in card.data
     assert "resume_folder" not in card.settings, "a path of this machine"
