@@ -128,7 +128,7 @@ def test_the_figures_are_those_of_both_models_alone_and_nothing_is_scored_twice(
     shop.run("score_candidates", "after", checkpoint="other")
     raw = shop.spark.read.format("delta").load(shop.warehouse.path(SCORES))
     keys = raw.select("query_digest", "passage_digest", "scorer_digest").distinct().count()
-    assert raw.count() == keys > scored, "candidates that were judged need no second score"
+    assert raw.count() == keys >= scored, "candidates that were judged need no second score"
 
 
 def test_an_encoder_is_compared_by_its_cosine_and_vectors_that_are_there_are_used(shop: Shop) -> None:
