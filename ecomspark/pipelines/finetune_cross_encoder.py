@@ -12,8 +12,8 @@ from pyspark.sql import functions as F
 from ecomspark import tables
 from ecomspark.config import Name, Section, Settings, setting
 from ecomspark.errors import CheckpointError, ContractError
-from ecomspark.features.negatives import unjudged_candidates
 from ecomspark.features.scores import pair_texts
+from ecomspark.features.unjudged import unjudged_candidates
 from ecomspark.models.checkpoint import CARD, Card, Checkpoint, open_checkpoint
 from ecomspark.models.options import Training
 from ecomspark.runs import Run, Summary, open_run

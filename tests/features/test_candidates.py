@@ -39,9 +39,9 @@ def test_each_pair_keeps_who_proposed_it_and_only_items_of_the_shop_stay(spark: 
 def test_judged_pairs_carry_no_grade(rows: Callable[..., Any]) -> None:
     judgments = rows(
         JUDGMENTS,
-        {"judgment_set": "a", "query_id": Q, "item_id": "x", "grade": 3},
-        {"judgment_set": "b", "query_id": Q, "item_id": "x", "grade": 0},
-        {"judgment_set": "b", "query_id": Q, "item_id": "y", "grade": 0},
+        {"judgment_set": "a", "query_id": Q, "item_id": "x", "grade": 3.0},
+        {"judgment_set": "b", "query_id": Q, "item_id": "x", "grade": 0.0},
+        {"judgment_set": "b", "query_id": Q, "item_id": "y", "grade": 0.0},
     )
     assert {(r["item_id"], r["score"]) for r in judged_pairs(judgments, None).collect()} == {("x", 1.0), ("y", 1.0)}
     assert judged_pairs(judgments, ["a"]).count() == 1

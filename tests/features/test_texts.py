@@ -60,8 +60,8 @@ def test_aliases_of_one_query_become_one_with_their_traffic_summed(spark: Any, r
     assert {key: row["traffic"] for key, row in queries.items()} == {("uk", "red mug"): 7, ("us", "red mug"): 9}
     assert bytes(queries["uk", "red mug"]["query_id"]) == text.digest("uk", "red mug")
 
-    def judged(query: str, grade: int, item: str = "i") -> dict[str, Any]:
-        return {"judgment_set": "j", "source": "log", "source_query_id": query, "item_id": item, "grade": grade}
+    def judged(query: str, grade: float, item: str = "i") -> dict[str, Any]:
+        return {"judgment_set": "j", "source": "log", "source_query_id": query, "item_id": item, "grade": float(grade)}
 
     judgments = rows(
         JUDGMENT_ALIASES,

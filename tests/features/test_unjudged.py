@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ecomspark.features.negatives import unjudged_candidates
+from ecomspark.features.unjudged import unjudged_candidates
 from ecomspark.schemas import CANDIDATES, JUDGMENTS
 
 Q, OTHER = b"q" * 16, b"o" * 16
@@ -24,9 +24,9 @@ def test_the_best_unjudged_of_training_queries_keep_the_places_that_they_have_am
     )
     judged = rows(
         JUDGMENTS,
-        {"judgment_set": "ours", "query_id": Q, "item_id": "a", "grade": 3},
-        {"judgment_set": "another", "query_id": Q, "item_id": "e", "grade": 0},
-        {"judgment_set": "ours", "query_id": OTHER, "item_id": "d", "grade": 0},
+        {"judgment_set": "ours", "query_id": Q, "item_id": "a", "grade": 3.0},
+        {"judgment_set": "another", "query_id": Q, "item_id": "e", "grade": 0.0},
+        {"judgment_set": "ours", "query_id": OTHER, "item_id": "d", "grade": 0.0},
     )
     train = spark.createDataFrame([(Q,), (Q,)], "query_id binary")
 
