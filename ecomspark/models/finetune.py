@@ -58,8 +58,8 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
 
     `examples`: query_id, query_text, item_id, passage_text, grade, and side (train or validation; no query on both);
     for an auxiliary head its field, too; rows of the side `candidate`, with place, are what hard negatives are taken
-    from. Raises CheckpointError when the base or the outcome does not verify,
-    ValueError when a side is empty, or when head and grades do not go together.
+    from. Raises CheckpointError when the base or the outcome does not verify, ValueError when a side is empty, or
+    when head and grades do not go together.
     """
     base = open_checkpoint(plan.models_folder, plan.base, "encoder")
     of_train = examples[examples["side"] == "train"].reset_index(drop=True)
@@ -84,6 +84,7 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
         judge = learnt.fit(of_train, validation, report, Path(kept or temporary))
         metrics["after"] = {"ndcg@10": judge.best["ndcg"], "epoch": round(judge.best["epoch"], 3)}
         metrics["pairs"] = {"train": float(len(of_train)), "validation": float(len(validation))}
+        # Of a training that was resumed: what was read since.
         metrics["read"] = {"tokens": learnt.reader.token_count, "padding": learnt.reader.padding_count}
         made = learnt.sealed(validation, metrics)
         if kept:

@@ -211,11 +211,11 @@ def train(
     lengths: Sequence[int],
     batch_size: int,
     settings: Training,
-    judge: Judge | None,
+    judge: Judge,
     folder: Path,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train the loss over rows, `batch_size` of them a step; with a judge its best state is in the model afterwards.
+    """Train the loss over rows, `batch_size` of them a step; the judge's best state is in the model afterwards.
 
     `lengths`: tokens of each row, to put like ones together. In `folder` an interrupted training is found again when
     `settings.resume_folder` is set.
@@ -263,12 +263,11 @@ def train(
         train_dataset=rows,
         loss=loss,
         noise=settings.adversarial_noise,
-        callbacks=[*callbacks, *([judge] if judge else [])],
+        callbacks=[*callbacks, judge],
     )
     trainer.remove_callback(PrinterCallback)  # the judge reports
     trainer.train(resume_from_checkpoint=_last(folder) if is_kept else None)
-    if judge:
-        judge.restore()
+    judge.restore()
 
 
 def forget(folder: Path) -> None:
