@@ -70,14 +70,26 @@ _REFER = {
 
 READS = tuple(_REFER)
 
-# What each job reads, and what it publishes of it: while a table is maintained, none that reads it may run. Import
-# jobs read no table but the one that they publish.
+# What each job reads, and what it publishes of it: while a table is maintained, none that reads it may run. The other
+# import jobs read no table but the one that they publish.
 USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
     "build_texts": ((ITEMS, QUERY_ALIASES, JUDGMENT_ALIASES, TEXTS, TERMS), (QUERIES, JUDGMENTS, TEXTS, TERMS)),
     "pretrain_encoder": ((QUERIES, ITEMS, SPLITS, TEXTS), ()),
-    "finetune_cross_encoder": ((JUDGMENTS, QUERIES, ITEMS, SPLITS, TEXTS, EMBEDDINGS), (SPLITS,)),
+    "import_splits": ((QUERY_ALIASES, SPLITS, TEXTS), (SPLITS,)),
+    "finetune_cross_encoder": ((JUDGMENTS, QUERIES, ITEMS, SPLITS, CANDIDATES, TEXTS, EMBEDDINGS), (SPLITS,)),
     "build_candidates": (
-        (QUERIES, ITEMS, CANDIDATES, COLLECTION_STATISTICS, JUDGMENTS, INTERACTIONS, QUERY_ALIASES, TERMS, TEXTS),
+        (
+            QUERIES,
+            ITEMS,
+            CANDIDATES,
+            COLLECTION_STATISTICS,
+            JUDGMENTS,
+            INTERACTIONS,
+            QUERY_ALIASES,
+            SPLITS,
+            TERMS,
+            TEXTS,
+        ),
         (CANDIDATES, COLLECTION_STATISTICS),
     ),
     "score_candidates": ((CANDIDATES, QUERIES, ITEMS, SCORES, TEXTS, RANKINGS), (SCORES,)),

@@ -17,7 +17,7 @@ from ecomspark.config import Name, Section, Settings, setting
 from ecomspark.errors import CheckpointError, ConfigError, ContractError
 from ecomspark.models.checkpoint import CARD, Card, Checkpoint, open_checkpoint
 from ecomspark.runs import Run, Summary, open_run
-from ecomspark.schemas import ITEMS, QUERIES, SPLITS, TEXTS
+from ecomspark.schemas import ITEMS, QUERIES, SPLITS, TEXTS, Table
 from ecomspark.tables import Warehouse
 from ecomspark.text import digest
 from ecomspark.training import train
@@ -25,6 +25,8 @@ from ecomspark.training import train
 JOB = "pretrain_encoder"
 
 READS = (QUERIES, ITEMS, SPLITS)
+
+PUBLISHES: tuple[Table, ...] = ()  # a checkpoint, no table
 
 _POSITIONS = 512  # of a new encoder: models.new_encoder.POSITIONS
 
