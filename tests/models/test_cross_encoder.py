@@ -1,5 +1,6 @@
 """Scores do not depend on their neighbours; what was cut is told; equal to transformers' own padded forward."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def test_the_head_stays_in_fp32(tmp_path: Path, data_type: Any) -> None:
     made = tiny.checkpoint(tmp_path)
     digest = open_checkpoint(tmp_path, made.name, data_type=data_type).scorer_digest
     scorer = cross_encoder.load(made.folder, digest, token_budget=500, data_type=data_type)
-    head = scorer.engine._finish.__closure__[0].cell_contents
+    head = inspect.getclosurevars(scorer.engine._finish).nonlocals["head"]
     assert isinstance(head._given.pooler.dense, torch.nn.Linear)
     assert {parameter.dtype for parameter in head._given.pooler.parameters()} == {torch.float32}
     encoder = scorer.engine._encoder._model
