@@ -64,7 +64,7 @@ class Training(Section):
         "of `all`: train the word vectors, too: few judgments move the words that are among them away from all others",
     )
     lora: Lora = setting(Lora(), "of `lora`")
-    epochs: int = setting(6, "times through the pairs at most", ge=1)
+    epochs: float = setting(6, "times through the pairs at most; of 1.5 the second time ends half-way", gt=0)
     batch_size: int = setting(32, "pairs of a step; with a head that compares, about so many of whole queries",
                               unit="pairs", ge=1)  # fmt: skip
     accumulation: int = setting(1, "batches whose gradients are added up for a step", unit="batches", ge=1)

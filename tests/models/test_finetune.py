@@ -342,6 +342,15 @@ def test_training_stops_when_patience_is_out_and_the_best_state_is_sealed(tmp_pa
     assert made.card.metrics["after"]["ndcg@10"] == max(looks)
 
 
+def test_a_part_of_an_epoch_is_trained_and_judged_at_its_end(tmp_path: Path) -> None:
+    progress: list[dict[str, Any]] = []
+    made = fine_tune(plan(tmp_path, "made", epochs=1.5, batch_size=9, patience=9), judged(), progress.append)
+    looks = [(said["at"], said["global_step"]) for said in progress if said["step"] == "epoch"]
+    assert looks == [(1.0, 12), (1.5, 18)], "of 108 pairs"
+    whole = trained(tmp_path, "whole", epochs=2, batch_size=9, patience=9)
+    assert made.card.metrics["read"]["tokens"] < whole.card.metrics["read"]["tokens"]
+
+
 def test_head_and_options_that_do_not_go_together_are_refused() -> None:
     for settings, said in (
         ({"head": "lambda", "auxiliary": {"field": "brand"}}, "auxiliary: needs a head of bce, mse, classes"),
