@@ -20,8 +20,8 @@ from ecomspark.tables import Warehouse
 # Each after those whose tables it reads. The sides of a data set must be there before anything is learnt from it.
 JOBS = (
     "import_online_retail", "import_items", "import_queries", "import_judgments", "import_interactions",
-    "import_checkpoint", "build_texts", "import_splits", "finetune_cross_encoder", "build_candidates",
-    "score_candidates", "rank_candidates", "evaluate_rankings",
+    "import_checkpoint", "build_texts", "import_splits", "pretrain_encoder", "finetune_cross_encoder",
+    "build_candidates", "score_candidates", "rank_candidates", "evaluate_rankings",
 )  # fmt: skip
 
 _RANKERS = ("final", "model", "bm25", "cosine", "chance", "published")

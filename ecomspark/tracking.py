@@ -45,6 +45,7 @@ class Track:
                 self._keep("train/loss", float(progress["loss"]), self._step)
         elif what == "epoch" and "ndcg@10" in progress:
             self._keep("validation/ndcg_at_10", float(progress["ndcg@10"]), int(progress["global_step"]))
+            self._keep("validation/spearman", float(progress["spearman"]), int(progress["global_step"]))
         elif what == "before" and "ndcg@10" in progress:
             self._keep("validation/ndcg_at_10_untuned", float(progress["ndcg@10"]), 0)
         elif what == "head":

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ecomspark.errors import CheckpointError
+from ecomspark.models.checkpoint import CARD, open_checkpoint
 
 log = logging.getLogger("ecomspark")
 
@@ -65,6 +66,21 @@ def train(
             )
 
 
+def is_trained(models_folder: Path, name: str, kind: str, training_digest: str, job: str) -> bool:
+    """Whether the checkpoint of that name is there, made by this very training.
+
+    Raises CheckpointError when another training made it, or when it does not verify.
+    """
+    if not (models_folder / name / CARD).exists():
+        return False
+    if open_checkpoint(models_folder, name, kind).card.training_digest != training_digest:
+        raise CheckpointError(
+            f"{name}: made from other settings or data; a checkpoint never changes: set {job}.name to a new name"
+        )
+    log.info("%s: %s was trained from exactly this already", job, name)
+    return True
+
+
 def _progress(child: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
     for line in child.stdout or ():
         try:
@@ -89,7 +105,10 @@ def _sentence(progress: dict[str, Any]) -> str:
         counts = ", ".join(f"{name} {count:,}" for name, count in progress.items() if name != "step" and count)
         return f"{progress['step']}: {counts or 'none'}"
     if progress["step"] == "epoch":
-        found = f"validation NDCG@10 {progress['ndcg@10']:.4f}, best {progress['best']:.4f}"
+        found = (
+            f"validation NDCG@10 {progress['ndcg@10']:.4f}, Spearman {progress['spearman']:.4f}, "
+            f"best {progress['best']:.4f}"
+        )
         return f"epoch {progress['at']} of {progress['of']}: {found}"
     return f"{progress['name']}: validation NDCG@10 {progress['before']:.4f} before, {progress['after']:.4f} after"
 

@@ -15,7 +15,7 @@ PROGRESS: list[dict[str, Any]] = [
     {"step": "before", "ndcg@10": 0.5, "of": "the untuned encoder"},
     {"step": "train", "at": 20, "of": 60, "loss": 0.75},
     {"step": "train", "at": 40, "of": 60, "loss": None},
-    {"step": "epoch", "at": 1.0, "of": 2, "global_step": 30, "ndcg@10": 0.625, "best": 0.625},
+    {"step": "epoch", "at": 1.0, "of": 2, "global_step": 30, "ndcg@10": 0.625, "spearman": 0.5, "best": 0.625},
     {"step": "epoch", "at": 1.0, "of": 2, "masked": {"loss": 2.0, "perplexity": 7.4, "accuracy": 0.5}},
 ]
 

@@ -54,7 +54,7 @@ class Plan(BaseModel):
 
 
 def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
-    """Train, keep the state with the best validation NDCG@10, calibrate it, and seal the checkpoint.
+    """Train, keep the state that is best on the validation queries, calibrate it, and seal the checkpoint.
 
     `examples`: query_id, query_text, item_id, passage_text, grade, and side (train or validation; no query on both);
     for an auxiliary head its field, too; rows of the side `candidate`, with place, are what hard negatives are taken
@@ -82,7 +82,12 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
         kept = settings.resume_folder and settings.resume_folder / (plan.card.training_digest or plan.name)
         learnt = Learnt(plan, base, settings, of_train)
         judge = learnt.fit(of_train, validation, report, Path(kept or temporary))
-        metrics["after"] = {"ndcg@10": judge.best["ndcg"], "epoch": round(judge.best["epoch"], 3)}
+        best_look = judge.best
+        metrics["after"] = {
+            "ndcg@10": best_look["ndcg"],
+            "spearman": best_look["spearman"],
+            "epoch": round(best_look["epoch"], 3),
+        }
         metrics["pairs"] = {"train": float(len(of_train)), "validation": float(len(validation))}
         # Of a training that was resumed: what was read since.
         metrics["read"] = {"tokens": learnt.reader.token_count, "padding": learnt.reader.padding_count}
@@ -127,7 +132,7 @@ class Learnt:
         if settings.auxiliary is not None:
             loss = heads.WithAuxiliary(loss, self.model, settings.auxiliary)
         judge = Judge(
-            lambda: _ndcg(validation, self.logits(validation), self._plan.gains),
+            lambda: _found(validation, self.logits(validation), self._plan.gains),
             loss,
             settings,
             report,
@@ -251,6 +256,13 @@ def _tried(
 def _cosine_ndcg(base: Checkpoint, pairs: pd.DataFrame, gains: dict[int, float]) -> float:
     found = similarities(base, list(pairs["query_text"]), list(pairs["passage_text"]), token_budget=_TOKEN_BUDGET)
     return _ndcg(pairs, found, gains)
+
+
+def _found(pairs: pd.DataFrame, scores: np.ndarray[Any, Any], gains: dict[int, float]) -> dict[str, float]:
+    """ndcg: `_ndcg`. spearman: rank correlation of score and grade over all pairs; 0 where one of them is constant."""
+    ranks, of_grades = pd.Series(scores).rank(), pairs["grade"].rank()
+    spearman = 0.0 if ranks.nunique() < 2 or of_grades.nunique() < 2 else float(np.corrcoef(ranks, of_grades)[0, 1])
+    return {"ndcg": _ndcg(pairs, scores, gains), "spearman": spearman}
 
 
 def _ndcg(pairs: pd.DataFrame, scores: np.ndarray[Any, Any], gains: dict[int, float]) -> float:

@@ -83,7 +83,12 @@ class Training(Section):
     )
     recomputes: bool = setting(False, "gradient checkpointing: a third slower, memory of a few layers only")
     validations: int = setting(1, "times an epoch that it is judged on the validation queries", ge=1)
-    patience: int = setting(3, "validations without a better NDCG@10 before it stops", unit="validations", ge=1)
+    chosen_by: Literal["ndcg", "spearman"] = setting(
+        "ndcg",
+        "what the state that is kept is best by. ndcg: NDCG@10, the order within each query. spearman: rank "
+        "correlation of score and grade over all validation pairs, one order across queries, as thresholds need",
+    )
+    patience: int = setting(3, "validations without a better one before it stops", unit="validations", ge=1)
     adversarial_noise: float = setting(
         0.0, "length of a step of the word vectors against the loss, learnt from, too (FGM); doubles the work; 0: off",
         ge=0,

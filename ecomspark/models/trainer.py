@@ -139,22 +139,28 @@ class EachEpoch(TrainerCallback):
 
 class Judge(TrainerCallback):
     """Judges the model on validation queries so many times an epoch, keeps the best state, stops when patience is out.
+    `judge` finds ndcg and spearman.
 
     With a folder the best state and what was found lie there too, so that a resumed training goes on from them.
     """
 
     def __init__(
-        self, judge: Callable[[], float], loss: torch.nn.Module, settings: Training, report: Report, folder: Path | None
+        self,
+        judge: Callable[[], dict[str, float]],
+        loss: torch.nn.Module,
+        settings: Training,
+        report: Report,
+        folder: Path | None,
     ) -> None:
         self._judge, self._loss, self._settings, self._report, self._folder = judge, loss, settings, report, folder
         self._state: dict[str, torch.Tensor] = {}
-        self._looks: list[dict[str, float]] = []  # step, epoch and ndcg of each
+        self._looks: list[dict[str, float]] = []  # step, epoch, and what the judge found, of each
         self._is_out_of_patience = False
 
     @property
     def best(self) -> dict[str, float]:
-        """Step, epoch and NDCG@10 of the best look; the first of equals."""
-        return max(self._looks, key=lambda look: look["ndcg"])
+        """Step, epoch, ndcg and spearman of the best look; the first of equals."""
+        return max(self._looks, key=lambda look: look[self._settings.chosen_by])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._folder is not None and (self._folder / _LOOKS).exists():
@@ -178,14 +184,15 @@ class Judge(TrainerCallback):
             self._look(state, control)
 
     def _look(self, state: Any, control: Any) -> None:
-        found = self._judge()
-        is_best = not self._looks or found > self.best["ndcg"]
-        self._looks.append({"step": state.global_step, "epoch": float(state.epoch), "ndcg": found})
+        found, by = self._judge(), self._settings.chosen_by
+        is_best = not self._looks or found[by] > self.best[by]
+        self._looks.append({"step": state.global_step, "epoch": float(state.epoch), **found})
         if is_best:
             self._state = {name: tensor.detach().cpu().clone() for name, tensor in _own(self._loss).items()}
         self._keep(is_best)
         at = {"at": round(float(state.epoch), 2), "of": self._settings.epochs, "global_step": state.global_step}
-        self._report({"step": "epoch", **at, "ndcg@10": found, "best": self.best["ndcg"]})
+        seen = {"ndcg@10": found["ndcg"], "spearman": found["spearman"]}
+        self._report({"step": "epoch", **at, **seen, "best": self.best[by]})
         if len(self._looks) - 1 - self._looks.index(self.best) >= self._settings.patience:
             self._is_out_of_patience = control.should_training_stop = True
 

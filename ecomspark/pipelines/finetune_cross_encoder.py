@@ -11,10 +11,10 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Name, Section, Settings, setting
-from ecomspark.errors import CheckpointError, ContractError
+from ecomspark.errors import ContractError
 from ecomspark.features.scores import pair_texts
 from ecomspark.features.unjudged import unjudged_candidates
-from ecomspark.models.checkpoint import CARD, Card, Checkpoint, open_checkpoint
+from ecomspark.models.checkpoint import Card, Checkpoint, open_checkpoint
 from ecomspark.models.options import Training
 from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import CANDIDATES, ITEMS, JUDGMENTS, QUERIES, SPLITS, TEXTS
@@ -23,7 +23,7 @@ from ecomspark.splitting import Split, Wanted, split_queries
 from ecomspark.tables import Warehouse
 from ecomspark.text import digest
 from ecomspark.tracking import Tracking, tracked
-from ecomspark.training import train
+from ecomspark.training import is_trained, train
 
 JOB = "finetune_cross_encoder"
 
@@ -110,7 +110,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
             with current.stage("examples"):
                 examples = _examples(current, config, split.rows)
             training = digest(settings_digest.hex(), _content(examples)).hex()
-            if not _is_there(config, training):
+            if not is_trained(config.models_folder, config.name, "cross_encoder", training, JOB):
                 with current.stage("train"):
                     read = {name: vars(at) for name, at in {**current.inputs, **split.read}.items() if at}
                     card = _card(config, read, training)
@@ -191,19 +191,6 @@ def _check(config: Config, examples: pd.DataFrame, by_side: "pd.Series[int]") ->
 
 def _content(examples: pd.DataFrame) -> str:
     return digest(*(str(value) for row in examples.itertuples(index=False) for value in row)).hex()
-
-
-def _is_there(config: Config, training: str) -> bool:
-    """Whether this very training has been done. Raises CheckpointError when another one has its name."""
-    if not (config.models_folder / config.name / CARD).exists():
-        return False
-    if open_checkpoint(config.models_folder, config.name, "cross_encoder").card.training_digest != training:
-        raise CheckpointError(
-            f"{config.name}: trained from other settings or judgments; a checkpoint never changes: "
-            f"set {JOB}.name to a new name"
-        )
-    log.info("%s: %s was trained from exactly this already", JOB, config.name)
-    return True
 
 
 def _card(config: Config, read: dict[str, Any], training: str) -> Card:

@@ -14,13 +14,13 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Name, Section, Settings, setting
-from ecomspark.errors import CheckpointError, ConfigError, ContractError
-from ecomspark.models.checkpoint import CARD, Card, Checkpoint, open_checkpoint
+from ecomspark.errors import ConfigError, ContractError
+from ecomspark.models.checkpoint import Card, Checkpoint, open_checkpoint
 from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import ITEMS, QUERIES, SPLITS, TEXTS, Table
 from ecomspark.tables import Warehouse
 from ecomspark.text import digest
-from ecomspark.training import train
+from ecomspark.training import is_trained, train
 
 JOB = "pretrain_encoder"
 
@@ -99,7 +99,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
             with current.stage("texts"):
                 texts = _texts(current, config)
             training = digest(settings_digest.hex(), *(str(part) for row in texts.itertuples() for part in row)).hex()
-            if not _is_there(config, training):
+            if not is_trained(config.models_folder, config.name, "encoder", training, JOB):
                 with current.stage("train"):
                     card = _card(config, base).model_copy(
                         update={
@@ -175,19 +175,6 @@ def _card(config: Config, base: Checkpoint | None) -> Card:
     if base is None:
         return Card(kind="encoder", base="none: made anew", recipe=config.recipe, max_tokens=config.max_tokens)
     return base.card.model_copy(update={"base": base.name, "recipe": config.recipe})
-
-
-def _is_there(config: Config, training: str) -> bool:
-    """Whether this very training has been done. Raises CheckpointError when another one has its name."""
-    if not (config.models_folder / config.name / CARD).exists():
-        return False
-    if open_checkpoint(config.models_folder, config.name, "encoder").card.training_digest != training:
-        raise CheckpointError(
-            f"{config.name}: made from other settings or texts; a checkpoint never changes: "
-            f"set {JOB}.name to a new name"
-        )
-    log.info("%s: %s was trained from exactly this already", JOB, config.name)
-    return True
 
 
 def _plan(config: Config, card: Card) -> dict[str, Any]:

@@ -8,6 +8,7 @@ short goes on; take the folder away to measure anew. In the background: about tw
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,8 @@ PARTS = ("recipe", "full", "same", "chinese")
 
 def of_chinese(folder: Path) -> Iterator[tuple[str, float, str]]:
     made = folder / "chinese"
-    made.mkdir(exist_ok=True)
+    shutil.rmtree(made, ignore_errors=True)  # a run that was cut short begins anew
+    made.mkdir()
     for one in chinese.figures(made, lambda said: print(said, file=sys.stderr, flush=True)):
         yield one["figure"], one["value"], one["must"]
 

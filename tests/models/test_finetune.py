@@ -342,6 +342,24 @@ def test_training_stops_when_patience_is_out_and_the_best_state_is_sealed(tmp_pa
     assert made.card.metrics["after"]["ndcg@10"] == max(looks)
 
 
+def test_the_state_that_is_kept_is_the_best_by_what_was_asked(tmp_path: Path) -> None:
+    best = {}
+    for by, key in (("ndcg", "ndcg@10"), ("spearman", "spearman")):
+        progress: list[dict[str, Any]] = []
+        of = plan(tmp_path, by, chosen_by=by, epochs=6, validations=3, patience=99, learning_rate=3e-3)
+        made = fine_tune(of, judged(), progress.append)
+        looks = [said for said in progress if said["step"] == "epoch"]
+        at = max(range(len(looks)), key=lambda place, of=looks, key=key: (of[place][key], -place))  # type: ignore[misc]
+        assert made.card.metrics["after"][key] == looks[at][key] == looks[-1]["best"]
+        validation = judged()[judged()["side"] == "validation"]
+        scorer = cross_encoder.load(made.folder, made.scorer_digest, gpu="cpu", token_budget=500)
+        logits = scorer.score(list(validation["query_text"]), list(validation["passage_text"])).logits
+        own = pd.Series(logits).corr(validation["grade"].reset_index(drop=True), method="spearman")
+        assert own == pytest.approx(looks[at]["spearman"], abs=1e-6)
+        best[by] = at
+    assert best["ndcg"] != best["spearman"], "a data set on which the two agree shows nothing"
+
+
 def test_a_part_of_an_epoch_is_trained_and_judged_at_its_end(tmp_path: Path) -> None:
     progress: list[dict[str, Any]] = []
     made = fine_tune(plan(tmp_path, "made", epochs=1.5, batch_size=9, patience=9), judged(), progress.append)
