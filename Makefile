@@ -11,7 +11,7 @@ bench: OUT ?= bench.json
 gpu: OUT ?= gpu.json
 faults: OUT ?= faults.json
 figures: OUT ?= figures.json
-.PHONY: help env demo test faults bench figures gpu recall check format lock wheel clean
+.PHONY: help env demo test nightly faults bench figures gpu recall check format lock wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -40,8 +40,11 @@ demo: $(VENV)/ready ## import, fine-tune, score, rank and judge the sample shop,
 	@$(PYTHON) ecomspark/preflight.py --memory $(MEMORY_GIB) --disk 1
 	@$(BIN)/ecomspark demo $(ARGS)
 
-test: $(VENV)/ready ## every test (no network, no data but the project's own needed)
-	@$(BIN)/python -m pytest -q --durations=30
+test: $(VENV)/ready ## the tests of every change (no network, no data but the project's own needed)
+	@$(BIN)/python -m pytest -q --durations=30 -m "not nightly"
+
+nightly: $(VENV)/ready ## the tests that take minutes each, beside what `make test` runs
+	@$(BIN)/python -m pytest -q --durations=30 -m nightly
 
 faults: $(VENV)/ready ## try every fault in full, hours in the background: make faults OUT=faults.json [ONLY="driver fifty"]
 	@$(BIN)/python tests/faults/faults.py --out $(OUT) $(if $(ONLY),--only $(ONLY)) $(ARGS)

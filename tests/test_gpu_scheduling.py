@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 
-@pytest.mark.parametrize("way", ["tasks", "executors"])
+@pytest.mark.parametrize("way", ["tasks", pytest.param("executors", marks=pytest.mark.nightly)])
 def test_a_model_is_loaded_once_a_gpu_however_many_partitions_there_are(tmp_path: Path, way: str) -> None:
     """64 partitions scored twice, a filter behind the score, another Python stage in between."""
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_WORKER_DIR": str(tmp_path / "executors")}

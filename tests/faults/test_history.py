@@ -146,6 +146,7 @@ PLAYED: dict[str, tuple[Step, ...]] = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("rule", sorted(PLAYED))
 def test_the_tables_hold_what_the_model_says(first_night: Played, tmp_path: Path, rule: str) -> None:
     assert lost(PLAYED[rule], rule), RULES[rule]

@@ -131,6 +131,7 @@ def test_the_figures_are_those_of_both_models_alone_and_nothing_is_scored_twice(
     assert raw.count() == keys >= scored, "candidates that were judged need no second score"
 
 
+@pytest.mark.nightly
 def test_an_encoder_is_compared_by_its_cosine_and_vectors_that_are_there_are_used(shop: Shop) -> None:
     said = shop.run("compare_checkpoints", "1", **{**SECTION, "a": "base"})
     vectors, found = shop.rows(EMBEDDINGS).count(), figures(shop, "1")

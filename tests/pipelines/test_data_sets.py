@@ -14,7 +14,7 @@ from sklearn.metrics import ndcg_score
 
 from ecomspark import cli, launch
 from ecomspark.errors import ContractError
-from ecomspark.schemas import CANDIDATES, ITEMS, JUDGMENTS, QUARANTINE, QUERIES, RANKINGS, SPLITS
+from ecomspark.schemas import CANDIDATES, ITEMS, JUDGMENTS, QUARANTINE, QUERIES, RANKINGS, RUNS, SPLITS
 
 Make = Callable[[], Shop]
 
@@ -78,41 +78,6 @@ def sides(shop: Shop) -> dict[tuple[str, str], str]:
     return {(row["locale"], row["query_text"]): row["side"] for row in named.collect()}
 
 
-def test_esci_comes_with_its_grades_its_ids_of_two_columns_and_its_sides(empty_shop: Make) -> None:
-    shop = empty_shop()
-    overrides = write_esci(shop)
-    summaries = run(shop, "esci", overrides)
-    items = {row["item_id"]: (row["locale"], row["title"]) for row in shop.rows(ITEMS).collect()}
-    assert items["us-A"] == ("us", "Red Mug")
-    assert items["es-A"] == ("es", "Taza Roja")
-    assert len(items) == 5
-    grades = judged(shop)
-    assert grades["candle holder", "us-D"] == 3
-    assert grades["candle holder", "us-A"] == 2
-    assert grades["candle holder", "us-B"] == 1
-    assert grades["candle holder", "us-C"] == 0
-    assert grades["taza roja", "es-A"] == 3
-    assert not [query for query, _ in grades if query == "glass plate"], "it is of the large version only"
-    assert summaries["import_queries"].rows["folded"] > 0, "the rows of one query are one alias"
-
-    found = sides(shop)
-    assert found["us", "red mug"] == "test", "what is tested on in other letters is not learnt from"
-    assert summaries["import_splits"].rows["queries_on_two_sides"] == 1
-    assert {query for (_, query), side in found.items() if side == "test"} == {"red mug", "candle holder"}
-    assert set(found.values()) == {"train", "validation", "test"}
-    assert len(found) == 7
-
-    # The same draw again; another share moves only from training to validation.
-    module = cli.pipeline("import_splits")
-    shared = [f"warehouse={shop.warehouse.location}", "buckets=2", *overrides]
-    again = module.run(shop.spark, launch.load_settings(module, ROOT / "conf/esci.yaml", shared), "again", None)
-    assert again.status == "nothing_to_do"
-    none = launch.load_settings(module, ROOT / "conf/esci.yaml", [*shared, "import_splits.validation_share=0"])
-    module.run(shop.spark, none, "none", None)
-    assert {query for (_, query), side in sides(shop).items() if side == "test"} == {"red mug", "candle holder"}
-    assert set(sides(shop).values()) == {"train", "test"}
-
-
 def test_sides_of_queries_that_nobody_imported_are_refused_and_kept_in_quarantine(empty_shop: Make) -> None:
     shop = empty_shop()
     shop.run("import_queries")
@@ -131,6 +96,7 @@ def test_sides_of_queries_that_nobody_imported_are_refused_and_kept_in_quarantin
     assert aside.count() == 2, "those that are known now are resolved"
 
 
+@pytest.mark.nightly
 def test_wands_is_read_with_tabs_quotes_and_line_breaks(empty_shop: Make) -> None:
     shop = empty_shop()
     wide = "product_id\tproduct_name\tproduct_class\tcategory hierarchy\tproduct_description\tproduct_features\t" \
@@ -175,6 +141,7 @@ def test_home_depot_has_means_of_judges_latin_1_and_descriptions_in_a_second_fil
     assert judged(shop) == {("café table", "10"): 2.33, ("small table", "10"): 1.0, ("small table", "11"): 3.0}
 
 
+@pytest.mark.nightly
 def test_crowdflower_has_no_ids_and_grades_from_one_to_four(empty_shop: Make) -> None:
     shop = empty_shop()
     header, rows = "id,query,product_title,product_description,median_relevance,relevance_variance", [
@@ -201,7 +168,7 @@ def test_crowdflower_has_no_ids_and_grades_from_one_to_four(empty_shop: Make) ->
     assert judged(shop) == {("led lamp", "1"): 4.0, ("led lamp", "2"): 2.5, ("red mug", "5"): 1.0}
 
 
-def test_one_command_prints_the_ndcg_of_the_protocol(empty_shop: Make, capsys: Any) -> None:
+def test_esci_comes_with_one_command_to_the_ndcg_of_its_protocol(empty_shop: Make, capsys: Any) -> None:
     shop = empty_shop()
     overrides = [
         *write_esci(shop), f"warehouse={shop.warehouse.location}", f"models_folder={shop.models}", "buckets=2",
@@ -231,6 +198,37 @@ def test_one_command_prints_the_ndcg_of_the_protocol(empty_shop: Make, capsys: A
     assert cli.main(command) == 0
     assert "done already" in capsys.readouterr().out
     assert cli.main([*command[:5], "--set", "evaluate_rankings.kk=1"]) == 2, "a fault of the last job is found first"
+
+    # What came in: grades, ids of two columns, sides.
+    counts = {row["job"]: row["rows"] for row in shop.rows(RUNS).where("run_id = 'b'").collect()}
+    items = {row["item_id"]: (row["locale"], row["title"]) for row in shop.rows(ITEMS).collect()}
+    assert items["us-A"] == ("us", "Red Mug")
+    assert items["es-A"] == ("es", "Taza Roja")
+    assert len(items) == 5
+    grades = judged(shop)
+    assert grades["candle holder", "us-D"] == 3
+    assert grades["candle holder", "us-A"] == 2
+    assert grades["candle holder", "us-B"] == 1
+    assert grades["candle holder", "us-C"] == 0
+    assert grades["taza roja", "es-A"] == 3
+    assert not [query for query, _ in grades if query == "glass plate"], "it is of the large version only"
+    assert counts["import_queries"]["folded"] > 0, "the rows of one query are one alias"
+
+    found = sides(shop)
+    assert found["us", "red mug"] == "test", "what is tested on in other letters is not learnt from"
+    assert counts["import_splits"]["queries_on_two_sides"] == 1
+    assert {query for (_, query), side in found.items() if side == "test"} == {"red mug", "candle holder"}
+    assert set(found.values()) == {"train", "validation", "test"}
+    assert len(found) == 7
+
+    # The same draw again; another share moves only from training to validation.
+    module = cli.pipeline("import_splits")
+    again = module.run(shop.spark, launch.load_settings(module, ROOT / "conf/esci.yaml", overrides), "again", None)
+    assert again.status == "nothing_to_do"
+    none = launch.load_settings(module, ROOT / "conf/esci.yaml", [*overrides, "import_splits.validation_share=0"])
+    module.run(shop.spark, none, "none", None)
+    assert {query for (_, query), side in sides(shop).items() if side == "test"} == {"red mug", "candle holder"}
+    assert set(sides(shop).values()) == {"train", "test"}
 
 
 def test_a_file_without_figures_is_no_benchmark(tmp_path: Path, capsys: Any) -> None:

@@ -68,6 +68,7 @@ def test_gains_are_declared_and_decide(copied: Shop) -> None:
     assert esci["ndcg@10", "chance"]["value"] != figures(copied)["ndcg@10", "chance"]["value"]
 
 
+@pytest.mark.nightly
 def test_a_judgment_of_an_item_that_left_counts_in_the_ideal_only(copied: Shop) -> None:
     test = copied.rows(SPLITS).where("side = 'test'").select("query_id")
     judged = copied.rows(JUDGMENTS).where("grade > 0").join(test, on="query_id", how="left_semi")

@@ -37,22 +37,6 @@ def test_the_card_says_what_made_the_checkpoint(ranked_shop: Shop) -> None:
     assert sorted(path.name for path in ranked_shop.models.iterdir()) == ["base", "relevance-1"], "nothing left behind"
 
 
-def test_queries_are_split_whole_and_keep_their_side(ranked_shop: Shop, copied: Shop) -> None:
-    sides = {bytes(row["query_id"]): row["side"] for row in ranked_shop.rows(SPLITS).collect()}
-    judged = {bytes(row["query_id"]) for row in ranked_shop.rows(JUDGMENTS).collect()}
-    assert set(sides) == judged
-    assert set(sides.values()) == {"train", "validation", "test"}
-    copied.write("queries", "id,query,traffic", [("q1", "red mug", "10"), ("q7", "cake stand", "3")])
-    copied.write("judgments", "id,sku,grade", [("q1", "i01", 3), ("q7", "i11", 3)])
-    copied.run("import_queries", "more", mode="upsert")
-    copied.run("import_judgments", "more", mode="upsert")
-    copied.run("build_texts", "more")
-    summary = copied.run("finetune_cross_encoder", "more", name="relevance-2")
-    assert summary.rows["split_queries"] == 1
-    after = {bytes(row["query_id"]): row["side"] for row in copied.rows(SPLITS).collect()}
-    assert {query: side for query, side in after.items() if query in sides} == sides
-
-
 NEAR = {"red mug": "mugs, red", "wall clock": "clock wall", "candle holder": "candel holders", "gift": "gifts",
         "teapot": "teapots"}  # fmt: skip
 
@@ -85,13 +69,18 @@ def put(shop: Shop, text: str, side: str) -> None:
     tables.publish(shop.warehouse, change, Author("test", "put"))
 
 
-def test_a_new_query_goes_where_its_near_duplicate_is(copied: Shop) -> None:
-    add_queries(copied, *NEAR.values())
+def test_queries_are_split_whole_keep_their_side_and_draw_their_near_duplicates_there(copied: Shop) -> None:
+    before = sides(copied)
+    judged = {bytes(row["query_id"]) for row in copied.rows(JUDGMENTS).collect()}
+    assert {bytes(row["query_id"]) for row in copied.rows(SPLITS).collect()} == judged
+    add_queries(copied, *NEAR.values(), "cake stand")
     summary = copied.run("finetune_cross_encoder", "near", name="relevance-2")
     found = sides(copied)
+    assert {text: found[text] for text in before} == before
+    assert "cake stand" in found
     assert [found[text] for text in NEAR.values()] == [found[text] for text in NEAR]
     assert {found[text] for text in NEAR} == {"train", "validation", "test"}, "one side for all would prove nothing"
-    assert summary.rows["split_queries"] == len(NEAR)
+    assert summary.rows["split_queries"] == len(NEAR) + 1
     assert (summary.rows["leaks"], summary.rows["dropped_queries"]) == (0, 0)
     card = open_checkpoint(copied.models, "relevance-2").card
     assert card.settings["split"] == "default"
@@ -161,20 +150,6 @@ def test_a_side_without_judgments_is_said_before_training(copied: Shop, tmp_path
         copied.run("finetune_cross_encoder", "nobody", judgment_set="nobody", name="x")
 
 
-@pytest.mark.parametrize("is_trained", [False, True])
-def test_word_vectors_move_only_when_they_are_trained(copied: Shop, is_trained: bool) -> None:
-    from safetensors.numpy import load_file
-
-    copied.run(
-        "finetune_cross_encoder", "words", name="words", batch_size=1, head="mse", trains_word_vectors=is_trained
-    )
-    base, made = (load_file(copied.models / name / "model.safetensors") for name in ("base", "words"))
-    name = "embeddings.word_embeddings.weight"
-    assert (base[name] == made[f"bert.{name}"]).all() != is_trained
-    layer = "encoder.layer.0.attention.self.query.weight"
-    assert not (base[layer] == made[f"bert.{layer}"]).all()
-
-
 def test_classes_want_whole_grades_or_edges(copied: Shop) -> None:
     means = [
         (query, item, grade) for query in ("q1", "q2", "q3", "q4", "q5") for item, grade in (("i01", 2.5), ("i08", 1))
@@ -187,12 +162,9 @@ def test_classes_want_whole_grades_or_edges(copied: Shop) -> None:
     )
     with pytest.raises(ContractError, match=said):
         copied.run("finetune_cross_encoder", "classes", name="classes", head="classes")
-    made = copied.run("finetune_cross_encoder", "edges", name="classes", head="classes", class_edges=[1.5])
-    assert made.rows["checkpoints"] == 1
-    assert len(open_checkpoint(copied.models, "classes").card.class_gains) == 2
 
 
-def test_negatives_auxiliary_resuming_and_curves_reach_the_training(copied: Shop, tmp_path: Path) -> None:
+def test_classes_negatives_auxiliary_resuming_and_curves_reach_the_training(copied: Shop, tmp_path: Path) -> None:
     """All at once, since each run costs seconds: what each does is tested in models/test_finetune."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -211,6 +183,8 @@ def test_negatives_auxiliary_resuming_and_curves_reach_the_training(copied: Shop
         "all",
         name="all",
         hard_negatives={"per_query": 2, "skip_first": 0, "max_share_of_positive": 1.0, "max_overlap": 1.0},
+        head="classes",
+        class_edges=[1.5],
         auxiliary={"field": "brand"},
         augmentation={"typos": 1.0},
         resume_folder=str(tmp_path / "kept"),
@@ -219,6 +193,7 @@ def test_negatives_auxiliary_resuming_and_curves_reach_the_training(copied: Shop
     assert summary.rows["candidate_pairs"] >= len(rows) > 0
     card = open_checkpoint(copied.models, "all").card
     assert "candidates" in card.data
+    assert len(card.class_gains) == 2
     assert "resume_folder" not in card.settings, "a path of this machine"
     curves = EventAccumulator(str(tmp_path / "curves" / "all-all")).Reload()
     assert curves.Scalars("validation/ndcg_at_10")

@@ -245,6 +245,7 @@ def test_interactions_are_appended_once_and_returns_stay_returns(empty_shop: Mak
         shop.config("import_interactions", **section, mode="snapshot")
 
 
+@pytest.mark.nightly
 def test_the_online_retail_log_becomes_items_and_interactions(empty_shop: Make, spark: Any) -> None:
     shop = empty_shop()
     schema = "InvoiceNo string, StockCode string, Description string, Quantity double, InvoiceDate timestamp, UnitPrice double, CustomerID double, Country string"

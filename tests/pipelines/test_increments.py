@@ -206,6 +206,7 @@ def tiny_digest(world: World, name: str) -> bytes:
     return open_checkpoint(world.folder / "models", name).scorer_digest
 
 
+@pytest.mark.nightly
 def test_a_switch_can_be_all_at_once(world: World) -> None:
     world.checkpoint = "other"
     world.score("switch", Traced(str(world.folder), poison="wall clock", poison_error="OSError"))
@@ -239,6 +240,7 @@ def test_what_changed_is_not_known_without_the_feed(world: World, fault: str, ca
     assert f"items: what changed cannot be read from its change feed ({WHY[fault]}" in caplog.text
 
 
+@pytest.mark.nightly
 def test_without_the_feed_the_rows_are_the_same(world: World) -> None:  # after each fault: the figure feeds
     world.edit("b", title="green mug", price=7.0)
     del world.items["twin"]

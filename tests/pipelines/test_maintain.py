@@ -146,6 +146,7 @@ def test_a_night_can_be_put_back_after_maintenance(copied: Shop) -> None:
     assert ranks() == before
 
 
+@pytest.mark.nightly
 def test_scores_go_when_their_item_was_gone_for_long_and_not_before(copied: Shop) -> None:
     garden, red = scores_of(copied, "garden wall clock"), scores_of(copied, "red wall clock")
     whole = copied.rows(SCORES).count()
@@ -170,6 +171,7 @@ def test_scores_go_when_their_item_was_gone_for_long_and_not_before(copied: Shop
     assert copied.run("score_candidates", "after", as_of=days(31)).rows["to_score"] == 0, "what went is no news"
 
 
+@pytest.mark.nightly
 def test_another_scorers_scores_go_in_their_time_and_are_made_anew_when_asked_for(copied: Shop, tmp_path: Path) -> None:
     tiny.checkpoint(copied.models, "other", seed=8)
     other = open_checkpoint(copied.models, "other", "cross_encoder")
