@@ -184,10 +184,13 @@ def _train(folder: Path, models: Path) -> None:
     work = folder / "training"
     work.mkdir(exist_ok=True)
     card = _scorer_card().model_copy(update={"max_tokens": 128, "query_max_tokens": 32, "calibration": []})
+    training = {
+        "trains_word_vectors": False, "epochs": 5, "batch_size": 32, "learning_rate": 1e-4, "warmup_share": 0.1,
+        "weight_decay": 0.01, "patience": 3, "seed": SEED,
+    }  # fmt: skip
     plan = {
         "models_folder": str(models.resolve()), "base": "encoder", "name": "trained", "card": card.model_dump(mode="json"),
-        "loss": "bce", "trains_word_vectors": False, "epochs": 5, "batch_size": 32, "learning_rate": 1e-4,
-        "warmup_share": 0.1, "weight_decay": 0.01, "patience": 3, "seed": SEED, "gains": GAINS,
+        "gains": GAINS, "training": training,
     }  # fmt: skip
     (work / "plan.json").write_text(json.dumps(plan))
     _examples("train", "validation").to_parquet(work / "examples.parquet")
