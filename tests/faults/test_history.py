@@ -153,6 +153,7 @@ def test_the_tables_hold_what_the_model_says(first_night: Played, tmp_path: Path
     play(first_night.copy(tmp_path), PLAYED[rule])
 
 
+@pytest.mark.nightly
 def test_a_run_that_failed_halfway_leaves_its_scores_to_the_next(
     first_night: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def sides(shop: Shop) -> dict[tuple[str, str], str]:
     return {(row["locale"], row["query_text"]): row["side"] for row in named.collect()}
 
 
+@pytest.mark.nightly
 def test_sides_of_queries_that_nobody_imported_are_refused_and_kept_in_quarantine(empty_shop: Make) -> None:
     shop = empty_shop()
     shop.run("import_queries")

@@ -308,6 +308,7 @@ def test_a_saved_plan_pins_what_it_saw(world: World, tmp_path: Path) -> None:
         world.score("changed", plan=tmp_path / "plan.json", max_tries=9)
 
 
+@pytest.mark.nightly
 def test_a_rollback_holds_until_it_is_released_and_then_everything_comes_forward(
     world: World, monkeypatch: Any
 ) -> None:

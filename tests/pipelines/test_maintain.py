@@ -127,6 +127,7 @@ def test_the_log_keeps_the_commit_of_a_table_that_nobody_changed_for_long(copied
     assert kept == "interval 150 days", "100, a day of rounding, and 30 ahead, in months"
 
 
+@pytest.mark.nightly
 def test_a_night_can_be_put_back_after_maintenance(copied: Shop) -> None:
     def ranks() -> list[Any]:
         return sorted((bytes(r["query_id"]), r["item_id"], r["rank"]) for r in copied.rows(RANKINGS).collect())

@@ -115,6 +115,7 @@ def test_a_passing_error_is_tried_again_until_it_has_been_tried_enough(copied: S
     assert rows == counts[1]
 
 
+@pytest.mark.nightly
 def test_a_doubled_append_doubles_nothing_behind_it(copied: Shop) -> None:
     """Every row of every memory table a second time, as two writers or a lost answer would leave it."""
     before = sorted(map(str, copied.rows(RANKINGS).collect()))
