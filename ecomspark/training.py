@@ -92,6 +92,12 @@ def _progress(child: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
 def _sentence(progress: dict[str, Any]) -> str:
     if "masked" in progress:
         return _sentence_of_guesses(progress)
+    if "run" in progress:
+        alone = {name: value for name, value in progress.items() if name not in ("run", "runs")}
+        return f"run {progress['run']} of {progress['runs']}: {_sentence(alone)}"
+    if progress["step"] == "averaged":
+        found = ", ".join(f"{name} {value:.4f}" for name, value in progress["found"].items())
+        return f"validation {progress['by']} of the runs and of their weights' mean: {found}; takes {progress['takes']}"
     if progress["step"] == "before":
         return f"validation NDCG@10 {progress['ndcg@10']:.4f} by {progress['of']}"
     if progress["step"] == "train":

