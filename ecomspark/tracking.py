@@ -39,14 +39,13 @@ class Track:
     def see(self, progress: Mapping[str, Any]) -> None:
         """One progress line of a training: its loss, and what validation found, by step."""
         what = progress["step"]
-        of_run = f"run_{progress['run']}/" if progress.get("run", 1) > 1 else ""  # each run has curves of its own
         if what == "train":
             self._step = int(progress["at"])
             if progress.get("loss") is not None:
-                self._keep(f"{of_run}train/loss", float(progress["loss"]), self._step)
+                self._keep("train/loss", float(progress["loss"]), self._step)
         elif what == "epoch" and "ndcg@10" in progress:
-            self._keep(f"{of_run}validation/ndcg_at_10", float(progress["ndcg@10"]), int(progress["global_step"]))
-            self._keep(f"{of_run}validation/spearman", float(progress["spearman"]), int(progress["global_step"]))
+            self._keep("validation/ndcg_at_10", float(progress["ndcg@10"]), int(progress["global_step"]))
+            self._keep("validation/spearman", float(progress["spearman"]), int(progress["global_step"]))
         elif what == "before" and "ndcg@10" in progress:
             self._keep("validation/ndcg_at_10_untuned", float(progress["ndcg@10"]), 0)
         elif what == "head":

@@ -92,12 +92,6 @@ def _progress(child: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
 def _sentence(progress: dict[str, Any]) -> str:
     if "masked" in progress:
         return _sentence_of_guesses(progress)
-    if "run" in progress:
-        alone = {name: value for name, value in progress.items() if name not in ("run", "runs")}
-        return f"run {progress['run']} of {progress['runs']}: {_sentence(alone)}"
-    if progress["step"] == "averaged":
-        found = ", ".join(f"{name} {value:.4f}" for name, value in progress["found"].items())
-        return f"validation {progress['by']} of the runs and of their weights' mean: {found}; takes {progress['takes']}"
     if progress["step"] == "before":
         return f"validation NDCG@10 {progress['ndcg@10']:.4f} by {progress['of']}"
     if progress["step"] == "train":
@@ -107,7 +101,7 @@ def _sentence(progress: dict[str, Any]) -> str:
         return f"head {progress['head']} on {progress['pairs']:,} pairs: validation NDCG@10 {progress['ndcg@10']:.4f}"
     if progress["step"] == "auto":
         return f"takes the head {progress['takes']}"
-    if progress["step"] in ("augmented", "negatives"):
+    if progress["step"] in ("augmented", "negatives", "distilled"):
         counts = ", ".join(f"{name} {count:,}" for name, count in progress.items() if name != "step" and count)
         return f"{progress['step']}: {counts or 'none'}"
     if progress["step"] == "epoch":

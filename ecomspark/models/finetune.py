@@ -17,8 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import safe_open
-from safetensors.torch import load_file, save_model
 from sentence_transformers.cross_encoder import CrossEncoder
 from transformers import set_seed
 
@@ -30,6 +28,7 @@ from ecomspark.models.calibration import calibrate
 from ecomspark.models.checkpoint import TOKENIZER_FILES, Card, Checkpoint, open_checkpoint, seal, workroom
 from ecomspark.models.classes import class_gains, expected_gain_logits
 from ecomspark.models.cross_encoder import pair_tokenizer
+from ecomspark.models.distillation import distilled
 from ecomspark.models.encoder import padded, sorted_by_length
 from ecomspark.models.options import PAIR_HEADS, Head, Training
 from ecomspark.models.similarity import similarities
@@ -60,8 +59,8 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
 
     `examples`: query_id, query_text, item_id, passage_text, grade, and side (train or validation; no query on both);
     for an auxiliary head its field, too; rows of the side `candidate`, with place, are what hard negatives are taken
-    from. Raises CheckpointError when the base or the outcome does not verify, ValueError when a side is empty, or
-    when head and grades do not go together.
+    from, and pairs that teachers alone grade. Raises CheckpointError when the base, a teacher or the outcome does not
+    verify, ValueError when a side is empty, or when head and grades do not go together.
     """
     base = open_checkpoint(plan.models_folder, plan.base, "encoder")
     of_train = examples[examples["side"] == "train"].reset_index(drop=True)
@@ -72,6 +71,7 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
         torch.set_num_threads(plan.training.threads)
     before = _cosine_ndcg(base, validation, plan.gains)
     of_train = _with_negatives(plan, base, examples, of_train, report)
+    of_train = _with_teachers(plan, examples, of_train, report)
     report({"step": "before", "ndcg@10": before, "of": "the untuned encoder's cosine, validation queries"})
     metrics: dict[str, dict[str, float]] = {"before": {"ndcg@10": before}}
     settings = plan.training
@@ -82,67 +82,29 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
         settings = settings.model_copy(update={"head": best})
     with tempfile.TemporaryDirectory() as temporary:
         kept = settings.resume_folder and settings.resume_folder / (plan.card.training_digest or plan.name)
-        learnt, said = _learnt(plan, base, settings, of_train, validation, report, Path(kept or temporary))
-        pairs = {"train": float(len(of_train)), "validation": float(len(validation))}
-        made = learnt.sealed(validation, {**metrics, **said, "pairs": pairs})
+        learnt = Learnt(plan, base, settings, of_train)
+        judge = learnt.fit(of_train, validation, report, Path(kept or temporary))
+        best_look = judge.best
+        metrics["after"] = {
+            "ndcg@10": best_look["ndcg"],
+            "spearman": best_look["spearman"],
+            "epoch": round(best_look["epoch"], 3),
+        }
+        metrics["pairs"] = {"train": float(len(of_train)), "validation": float(len(validation))}
+        # Of a training that was resumed: what was read since.
+        metrics["read"] = {"tokens": learnt.reader.token_count, "padding": learnt.reader.padding_count}
+        made = learnt.sealed(validation, metrics)
         if kept:
             forget(kept)
     return made
 
 
-def _learnt(
-    plan: Plan, base: Checkpoint, settings: Training, of_train: pd.DataFrame, validation: pd.DataFrame, report: Report,
-    folder: Path,
-) -> tuple["Learnt", dict[str, dict[str, float]]]:  # fmt: skip
-    """Train as often as `averaged` says. The model as it is to be sealed, and what its card says of it.
-
-    In `folder` each run that has ended is kept, so that an interrupted training does not begin it again.
-    """
-    runs: list[dict[str, float]] = []
-    for run in range(settings.averaged):
-        path = folder / f"run-{run}.safetensors"
-        of_run = {"run": run + 1, "runs": settings.averaged} if settings.averaged > 1 else {}
-        learnt = Learnt(plan, base, settings, of_train, run)
-        if not path.exists():
-            learnt.fit(of_train, validation, lambda said, of=of_run: report({**said, **of}), folder, path)  # type: ignore[misc]
-        runs.append(learnt.take(path))
-    by = settings.chosen_by
-    best = max(range(len(runs)), key=lambda run: runs[run][by])  # the first of equals
-    found = runs[best]
-    said: dict[str, dict[str, float]] = {"read": {name: sum(of[name] for of in runs) for name in ("tokens", "padding")}}
-    if len(runs) > 1:
-        learnt.take_mean([folder / f"run-{run}.safetensors" for run in range(len(runs))])
-        mean = _found(validation, learnt.logits(validation), plan.gains)
-        said["averaged"] = {**{f"run_{run + 1}": of[by] for run, of in enumerate(runs)}, "mean": mean[by]}
-        is_better = mean[by] >= found[by]
-        report(
-            {
-                "step": "averaged",
-                "by": by,
-                "found": said["averaged"],
-                "takes": "mean" if is_better else f"run_{best + 1}",
-            }
-        )
-        if is_better:
-            found = mean
-        else:
-            learnt.take(folder / f"run-{best}.safetensors")
-    said["after"] = {"ndcg@10": found["ndcg"], "spearman": found["spearman"]}
-    if "epoch" in found:  # the mean of runs has none
-        said["after"]["epoch"] = round(found["epoch"], 3)
-    return learnt, said
-
-
 class Learnt:
-    """A model in training, with the tokenizer that it will be asked with, and the head that it learns.
+    """A model in training, with the tokenizer that it will be asked with, and the head that it learns."""
 
-    All runs of a training begin with the same weights, the new head's included; order and dropout are the run's own.
-    """
-
-    def __init__(self, plan: Plan, base: Checkpoint, settings: Training, of_train: pd.DataFrame, run: int = 0) -> None:
+    def __init__(self, plan: Plan, base: Checkpoint, settings: Training, of_train: pd.DataFrame) -> None:
         set_seed(settings.seed)
-        self._plan, self._base = plan, base
-        self._settings = settings.model_copy(update={"seed": _seed_of(settings.seed, run)})
+        self._plan, self._base, self._settings = plan, base, settings
         self.head: Head = settings.head  # type: ignore[assignment]  # auto is decided by now
         self._class_gains: list[float] = []
         if self.head == "classes":
@@ -164,60 +126,26 @@ class Learnt:
         self.reader.changed = {tuple(own): tuple(other) for own, other in pairs if own != other}
         return counts
 
-    def fit(
-        self, of_train: pd.DataFrame, validation: pd.DataFrame, report: Report, folder: Path, kept: Path | None = None
-    ) -> Judge:
-        """Train; the best state is in the model afterwards, and in the file `kept`, LoRA's changes merged.
-
-        An interrupted run is found again in `folder`, beside that file.
-        """
+    def fit(self, of_train: pd.DataFrame, validation: pd.DataFrame, report: Report, folder: Path) -> Judge:
+        """Train; the best state is in the model afterwards."""
         settings = self._settings
         rows = heads.rows_of(self.head, of_train, self._plan.gains, settings.class_edges, settings.auxiliary)
         loss = heads.loss_of(self.head, self.model)
         if settings.auxiliary is not None:
             loss = heads.WithAuxiliary(loss, self.model, settings.auxiliary)
-        of_run = folder / (kept.stem if kept else "run")
         judge = Judge(
             lambda: _found(validation, self.logits(validation), self._plan.gains),
             loss,
             settings,
             report,
-            of_run if settings.resume_folder else None,
+            folder if settings.resume_folder else None,
         )
         lengths = self.reader.row_lengths(rows["query"], rows["passage"])
         a_step = heads.rows_a_step(self.head, rows, settings.batch_size)
         changes = EachEpoch(lambda epoch: report({"step": "augmented", **self._change(of_train, epoch)}))
         callbacks = [changes] if settings.augmentation != Augmentation() else []
-        train(self.model, loss, rows, lengths, a_step, settings, judge, of_run, callbacks)
-        self._changed = layers.merged(self._changed)
-        if kept is not None:
-            # Of a run that was resumed: what was read since.
-            read = {"tokens": self.reader.token_count, "padding": self.reader.padding_count}
-            save_model(
-                self._changed, str(kept.with_suffix(".new")), metadata={"found": json.dumps({**judge.best, **read})}
-            )
-            kept.with_suffix(".new").replace(kept)
-            forget(of_run)
+        train(self.model, loss, rows, lengths, a_step, settings, judge, folder, callbacks)
         return judge
-
-    def take(self, kept: Path) -> dict[str, float]:
-        """Put a run's weights into the model; what was found of it: step, epoch, ndcg, spearman, tokens, padding."""
-        with safe_open(kept, "pt") as file:
-            found: dict[str, float] = json.loads(file.metadata()["found"])
-        self._put(load_file(kept))
-        return found
-
-    def take_mean(self, kept: Sequence[Path]) -> None:
-        """Put the mean of the runs' weights into the model ("model soup", Wortsman et al. 2022, uniform)."""
-        state = {name: tensor.double() for name, tensor in load_file(kept[0]).items()}
-        for path in kept[1:]:
-            for name, tensor in load_file(path).items():
-                state[name] += tensor
-        self._put({name: tensor / len(kept) for name, tensor in state.items()})
-
-    def _put(self, state: Mapping[str, torch.Tensor]) -> None:
-        self._changed = layers.merged(self._changed)  # what was kept has LoRA's changes in it
-        self._changed.load_state_dict(state, strict=False)  # tensors that two names share are kept once
 
     def logits(self, pairs: pd.DataFrame) -> np.ndarray[Any, Any]:
         """One logit a pair by the plain forward pass: the engine would take the encoder apart while it is trained."""
@@ -237,8 +165,8 @@ class Learnt:
         return logits
 
     def sealed(self, validation: pd.DataFrame, metrics: dict[str, dict[str, float]]) -> Checkpoint:
-        """Calibrate on the validation queries, and put the checkpoint into its place."""
-        plan, model = self._plan, self._changed
+        """Merge, calibrate on the validation queries, and put the checkpoint into its place."""
+        plan, model = self._plan, layers.merged(self._changed)
         logits = self.logits(validation)
         card = plan.card.model_copy(
             update={
@@ -258,11 +186,6 @@ class Learnt:
             return seal(made, plan.models_folder, plan.name, card)
         finally:
             shutil.rmtree(made, ignore_errors=True)
-
-
-def _seed_of(seed: int, run: int) -> int:
-    """Of the first run the training's own."""
-    return int(np.random.default_rng([seed, run]).integers(2**31)) if run else seed
 
 
 class _Reader:
@@ -308,6 +231,25 @@ def _with_negatives(
     report({"step": "negatives", **counts})
     together = pd.concat([of_train, found[["query_id", "query_text", "item_id", "passage_text", "grade", "side"]]])
     return together.sort_values(["query_id", "item_id"], ignore_index=True)
+
+
+def _with_teachers(plan: Plan, examples: pd.DataFrame, of_train: pd.DataFrame, report: Report) -> pd.DataFrame:
+    """The training pairs as the teachers of `distillation` see them, too."""
+    settings = plan.training.distillation
+    if not settings.teachers:
+        return of_train
+    teachers = [open_checkpoint(plan.models_folder, name, "cross_encoder") for name in settings.teachers]
+
+    def scores(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray[Any, Any]:
+        said = [similarities(teacher, queries, passages, token_budget=_TOKEN_BUDGET) for teacher in teachers]
+        return np.mean(said, axis=0)  # type: ignore[no-any-return]
+
+    is_candidate = examples["side"] == "candidate"
+    made, counts = distilled(
+        of_train, examples[is_candidate], examples[~is_candidate], scores, settings, sorted(plan.gains)
+    )
+    report({"step": "distilled", **counts})
+    return made
 
 
 def _tried(

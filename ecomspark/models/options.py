@@ -42,6 +42,27 @@ class Auxiliary(Section):
     max_classes: int = setting(200, "the most frequent values; items with others do not count for it", ge=2)
 
 
+class Distillation(Section):
+    """Learning from cross-encoders that were trained before, such as several seeds of this one, or a larger one."""
+
+    teachers: list[str] = setting(
+        [], "their folders in models_folder, with a head of bce or mse, trained on no other side; none: off"
+    )
+    share: float = setting(0.5, "of the teachers' mean in what is learnt of a judged pair; the grade has the rest",
+                           gt=0, le=1)  # fmt: skip
+    candidates_per_query: int = setting(
+        0, "candidates that nobody judged, the best by their source, learnt from by the teachers' mean alone", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _somebody_to_say(self) -> "Distillation":
+        if self.candidates_per_query and not self.teachers:
+            raise ValueError("candidates_per_query is above 0 but teachers names none")
+        if len(set(self.teachers)) < len(self.teachers):
+            raise ValueError("teachers: each at most once")
+        return self
+
+
 class Training(Section):
     """One training of a cross-encoder."""
 
@@ -64,12 +85,6 @@ class Training(Section):
         "of `all`: train the word vectors, too: few judgments move the words that are among them away from all others",
     )
     lora: Lora = setting(Lora(), "of `lora`")
-    averaged: int = setting(
-        1,
-        "trainings whose weights are averaged at the end, alike but for order and dropout: they take so many times as "
-        "long, scoring does not. Where the mean is worse on validation queries the best single one is kept",
-        unit="trainings", ge=1,
-    )  # fmt: skip
     epochs: float = setting(6, "times through the pairs at most; of 1.5 the second time ends half-way", gt=0)
     batch_size: int = setting(32, "pairs of a step; with a head that compares, about so many of whole queries",
                               unit="pairs", ge=1)  # fmt: skip
@@ -104,6 +119,7 @@ class Training(Section):
     )
     hard_negatives: HardNegatives = setting(HardNegatives(), "candidates that nobody judged, taken for irrelevant")
     auxiliary: Auxiliary | None = setting(None, "a second head that names a field of the item; null: none")
+    distillation: Distillation = setting(Distillation(), "checkpoints whose scores are learnt beside the grades")
     seed: int = setting(13, "of initialisation, order and dropout")
     threads: int | None = setting(
         None, "of the CPU; null: all. Sums in another order: equal to rounding", decides=False, ge=1
@@ -125,6 +141,8 @@ class Training(Section):
     def _fits(self) -> "Training":
         if self.auxiliary and self.head not in PAIR_HEADS:
             raise ValueError(f"auxiliary: needs a head of {', '.join(PAIR_HEADS)}, found {self.head}")
+        if self.distillation.teachers and self.head not in ("bce", "mse"):
+            raise ValueError(f"distillation: needs a head of bce or mse, found {self.head}")
         if self.trains != "all" and (self.frozen_layers or self.trains_word_vectors):
             raise ValueError(f"frozen_layers and trains_word_vectors are of `trains: all`, found {self.trains}")
         if self.trains == "head" and self.adversarial_noise:

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Name, Section, Settings, setting
-from ecomspark.errors import ContractError
+from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.features.scores import pair_texts
 from ecomspark.features.unjudged import unjudged_candidates
 from ecomspark.models.checkpoint import Card, Checkpoint, open_checkpoint
@@ -75,6 +75,12 @@ class Config(Training, Settings):
             raise ValueError("train and validation must leave queries to test on")
         return value
 
+    @property
+    def unjudged_places(self) -> int:
+        """Candidates of a query that nobody judged, to be learnt from or chosen among; 0: none are read."""
+        places = self.hard_negatives.places if self.hard_negatives.per_query else 0
+        return max(places, self.distillation.candidates_per_query)
+
     @model_validator(mode="after")
     def _room_for_a_passage(self) -> "Config":
         if self.max_tokens < self.query_max_tokens + _SPECIAL_TOKENS + 1:
@@ -92,13 +98,14 @@ class Config(Training, Settings):
 
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
     base = open_checkpoint(config.models_folder, config.base, "encoder")
+    learnt_from = [base, *(_teacher(config, name) for name in config.distillation.teachers)]
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
-    settings_digest = config.deciding_digest(base.scorer_digest.hex())
+    settings_digest = config.deciding_digest(*(of.scorer_digest.hex() for of in learnt_from))
     with open_run(
         warehouse,
         JOB,
         run_id,
-        reads=(*READS, *((CANDIDATES,) if config.hard_negatives.per_query else ())),
+        reads=(*READS, *((CANDIDATES,) if config.unjudged_places else ())),
         publishes=PUBLISHES,
         settings_digest=settings_digest,
         as_of=as_of,
@@ -121,6 +128,24 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     return current.summary()
 
 
+def _teacher(config: Config, name: str) -> Checkpoint:
+    """A teacher. Raises CheckpointError when it does not verify, reads other texts, or has learnt from another split of
+    the same judgments."""
+    teacher = open_checkpoint(config.models_folder, name, "cross_encoder")
+    place = f"{JOB}.distillation.teachers: {name}"
+    if teacher.card.recipe.digest != config.recipe.digest:
+        raise CheckpointError(
+            f"{place}: expected the text recipe of these settings, found another: train it anew with this one"
+        )
+    learnt = teacher.card.settings  # empty of one that was imported: whose data nobody here knows
+    if learnt.get("judgment_set") == config.judgment_set and learnt["split"] != config.split:
+        raise CheckpointError(
+            f"{place}: expected a training on split {config.split} of {config.judgment_set}, found {learnt['split']}: "
+            "it may know the queries that this one is judged on"
+        )
+    return teacher
+
+
 def _split(current: Run, config: Config, base: Checkpoint) -> Split:
     wanted = Wanted(
         judgment_set=config.judgment_set,
@@ -140,16 +165,16 @@ def _split(current: Run, config: Config, base: Checkpoint) -> Split:
 
 def _examples(current: Run, config: Config, split: DataFrame) -> pd.DataFrame:
     """The judged pairs of the training and validation queries with the texts that scoring would read, and on the side
-    `candidate` what hard negatives may be taken from. Raises ContractError when a side has none."""
+    `candidate` those that nobody judged. Raises ContractError when a side has none."""
     judged = current.read(JUDGMENTS)
     of_set = judged.where(F.col("judgment_set") == config.judgment_set)
     learnt = split.where(F.col("side").isin("train", "validation")).select("query_id", "side")
     pairs = of_set.join(learnt, on="query_id", how="inner")
     pairs = pairs.select("query_id", "item_id", "grade", "side", F.lit(None).cast("int").alias("place"))
-    if config.hard_negatives.per_query:
+    if config.unjudged_places:
         train_queries = learnt.where("side = 'train'")
         candidates = current.read(CANDIDATES)
-        unjudged = unjudged_candidates(candidates, judged, train_queries, config.hard_negatives.places)
+        unjudged = unjudged_candidates(candidates, judged, train_queries, config.unjudged_places)
         grade = F.lit(None).cast("double").alias("grade")
         pairs = pairs.unionByName(
             unjudged.select("query_id", "item_id", grade, F.lit("candidate").alias("side"), "place")

@@ -244,6 +244,36 @@ def test_hard_negatives_come_to_the_training_pairs_with_the_worst_grade(tmp_path
     assert tokens[0] > tokens[1], "they were read"
 
 
+def test_teachers_change_what_is_learnt_and_their_candidates_are_read(tmp_path: Path) -> None:
+    """A teacher that has learnt the opposite is followed where its share is all, against the grades."""
+    progress: list[dict[str, Any]] = []
+    train = (
+        judged()
+        .query("side == 'train'")
+        .assign(grade=lambda of: [3.0 * (place % 2) for place in of["item_id"].str[1:].astype(int)])
+    )
+    rows = pd.concat([train, train.assign(side="validation")])
+    learns = {"epochs": 8, "patience": 8, "learning_rate": 3e-3, "trains_word_vectors": True}
+    opposite = rows.assign(grade=3.0 - rows["grade"])
+    teacher = trained(tmp_path, "opposite", opposite, **learns)
+    taught = pd.concat([train, opposite[opposite["side"] == "validation"]])
+    pupil = trained(tmp_path, "pupil", taught, distillation={"teachers": [teacher.name], "share": 1.0}, **learns)
+    scorer = cross_encoder.load(pupil.folder, pupil.scorer_digest, token_budget=500)
+    logits = scorer.score(list(train["query_text"]), list(train["passage_text"])).logits
+    assert np.corrcoef(logits, train["grade"])[0, 1] < -0.3
+    examples = judged().assign(place=np.nan)
+    taken = (examples["side"] == "train") & (examples["grade"] == 0)
+    examples.loc[taken, "side"], examples.loc[taken, "grade"] = "candidate", np.nan
+    examples.loc[taken, "place"] = 7
+    settings = {"teachers": [teacher.name], "candidates_per_query": 1}
+    made = fine_tune(plan(tmp_path, "made", distillation=settings, epochs=1), examples, progress.append)
+    counts = next(said for said in progress if said["step"] == "distilled")
+    assert counts == {"step": "distilled", "pairs": int((examples["side"] == "train").sum()), "candidates": 9}
+    without = trained(tmp_path, "without", examples[examples["side"] != "candidate"], epochs=1)
+    tokens = [of.card.metrics["read"]["tokens"] for of in (made, without)]
+    assert tokens[0] > tokens[1], "they were read"
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_others(tmp_path: Path) -> None:
     one, two, other = (trained(tmp_path, name, seed=seed) for name, seed in (("one", 1), ("two", 1), ("other", 2)))
     assert one.card.files["model.safetensors"] == two.card.files["model.safetensors"]
@@ -267,7 +297,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, set
 
     with pytest.raises(KeyboardInterrupt):
         fine_tune(plan(tmp_path, "cut", **kept), judged(), dies)
-    states = sorted((tmp_path / "kept" / "cut" / "run-0").glob("checkpoint-*"))
+    states = sorted((tmp_path / "kept" / "cut").glob("checkpoint-*"))
     assert states, "something was kept to go on with"
     assert not [
         path for path in (tmp_path / "kept").rglob("*") if path.name in ("training_args.bin", "pytorch_model.bin")
@@ -282,73 +312,6 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, set
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "kept") == ["base", "cut", "whole"]
 
 
-def test_the_weights_of_several_runs_are_averaged(tmp_path: Path) -> None:
-    """Runs begin alike and differ in order: the first is the training with one run, the others are not."""
-    progress: list[dict[str, Any]] = []
-    one = trained(tmp_path, "one", epochs=1)
-    mean = fine_tune(plan(tmp_path, "mean", epochs=1, averaged=3), judged(), progress.append)
-    said = next(said for said in progress if said["step"] == "averaged")
-    found = said["found"]
-    assert found["run_1"] == one.card.metrics["after"]["ndcg@10"]
-    assert mean.card.metrics["averaged"] == found
-    assert mean.card.metrics["after"]["ndcg@10"] == max(found.values())
-    assert mean.card.metrics["read"]["tokens"] == 3 * one.card.metrics["read"]["tokens"]
-    assert said["takes"] == ("mean" if found["mean"] == max(found.values()) else max(found, key=lambda of: found[of]))
-    assert {said["run"] for said in progress if said["step"] == "epoch"} == {1, 2, 3}
-
-
-@pytest.mark.parametrize("trains", ["all", "lora"])
-def test_the_mean_is_the_mean_of_what_the_runs_came_to(tmp_path: Path, trains: str) -> None:
-    of = plan(tmp_path, "mean", epochs=1, averaged=2, trains=trains)
-    base, rows = open_checkpoint(tmp_path, "base"), judged()
-    train, validation = (rows[rows["side"] == side].reset_index(drop=True) for side in ("train", "validation"))
-    kept = [tmp_path / f"run-{run}.safetensors" for run in range(2)]
-    for run in range(2):
-        learnt = Learnt(of, base, of.training, train, run)
-        learnt.fit(train, validation, lambda _: None, tmp_path, kept[run])
-    runs = [load_file(path) for path in kept]
-    assert not np.array_equal(runs[0][f"bert.{ENCODER}"], runs[1][f"bert.{ENCODER}"])
-    learnt.take_mean(kept)
-    logits = learnt.logits(validation)
-    for name, tensor in learnt.model.model.state_dict().items():
-        assert np.allclose(tensor.numpy(), (runs[0][name].astype(float) + runs[1][name]) / 2, atol=1e-7), name
-    learnt.take(kept[0])
-    assert not np.array_equal(logits, learnt.logits(validation))
-
-
-def test_where_the_mean_is_worse_the_best_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learnt, "take_mean", lambda self, kept: self._put(
-        {name: torch.zeros_like(torch.from_numpy(of)) for name, of in load_file(kept[0]).items()}))  # fmt: skip
-    rows = judged()
-    rows.loc[rows["side"] == "validation", "grade"] = 3.0 * (rows["item_id"] == "i11")
-    rows.loc[rows["side"] == "train", "grade"] = 3.0 * (rows["item_id"] == "i11")
-    progress: list[dict[str, Any]] = []
-    made = fine_tune(plan(tmp_path, "made", averaged=2, learning_rate=3e-3, epochs=6), rows, progress.append)
-    said = next(said for said in progress if said["step"] == "averaged")
-    assert said["takes"] == "run_1" if said["found"]["run_1"] >= said["found"]["run_2"] else "run_2"
-    assert said["found"]["mean"] < made.card.metrics["after"]["ndcg@10"]
-    assert np.abs(weights(made)[ENCODER]).max() > 0
-
-
-def test_a_run_that_has_ended_is_not_trained_again(tmp_path: Path) -> None:
-    """Ended by an error in the second of two runs; the first is taken from what was kept."""
-    whole = trained(tmp_path, "whole", averaged=2)
-    settings = {"averaged": 2, "resume_folder": str(tmp_path / "kept"), "resume_steps": 3}
-
-    def cut(said: dict[str, Any]) -> None:
-        if said.get("run") == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fine_tune(plan(tmp_path, "made", **settings), judged(), cut)
-    assert [path.name for path in (tmp_path / "kept" / "made").glob("*.safetensors")] == ["run-0.safetensors"]
-    progress: list[dict[str, Any]] = []
-    made = fine_tune(plan(tmp_path, "made", **settings), judged(), progress.append)
-    assert {said["run"] for said in progress if "run" in said} == {2}
-    assert made.card.files["model.safetensors"] == whole.card.files["model.safetensors"]
-    assert not (tmp_path / "kept" / "made").exists()
-
-
 def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "plan"
     folder.mkdir()
@@ -357,7 +320,7 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     judged().to_parquet(folder / "examples.parquet")
     command = [sys.executable, "-m", "ecomspark.models.finetune", str(folder)]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while child.poll() is None and not list((tmp_path / "kept").glob("made/run-0/checkpoint-*/trainer_state.json")):
+    while child.poll() is None and not list((tmp_path / "kept").glob("made/checkpoint-*/trainer_state.json")):
         time.sleep(0.02)
     assert child.poll() is None, "it was under way when it was killed"
     os.kill(child.pid, signal.SIGKILL)

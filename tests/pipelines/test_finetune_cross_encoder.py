@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from conftest import build_rows
 from shop import Shop
 
 from ecomspark import tables
 from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.models.checkpoint import open_checkpoint, sha256
-from ecomspark.pipelines.finetune_cross_encoder import JOB
+from ecomspark.pipelines.finetune_cross_encoder import JOB, run
 from ecomspark.schemas import CANDIDATES, JUDGMENTS, QUERIES, RUNS, SPLITS
 from ecomspark.tables import Author
 from ecomspark.text import digest, normalise_query
@@ -164,6 +165,18 @@ def test_classes_want_whole_grades_or_edges(copied: Shop) -> None:
         copied.run("finetune_cross_encoder", "classes", name="classes", head="classes")
 
 
+def test_a_teacher_of_another_recipe_or_split_is_refused_without_spark(copied: Shop) -> None:
+    own: Any = copied.config(JOB).recipe
+    for name, recipe, settings, said in (
+        ("foreign", {"fields": {"title": 7}}, {}, "expected the text recipe of these settings, found another"),
+        ("elsewhere", own, {"judgment_set": "ours", "split": "other"}, "expected a training on split default of ours"),
+    ):
+        tiny.checkpoint(copied.models, name, recipe=recipe, settings=settings)
+        config = copied.config(JOB, name="x", distillation={"teachers": [name]})
+        with pytest.raises(CheckpointError, match=f"distillation.teachers: {name}: {said}"):
+            run(None, config, name)  # type: ignore[arg-type]
+
+
 def test_classes_negatives_auxiliary_resuming_and_curves_reach_the_training(copied: Shop, tmp_path: Path) -> None:
     """All at once, since each run costs seconds: what each does is tested in models/test_finetune."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -198,5 +211,15 @@ def test_classes_negatives_auxiliary_resuming_and_curves_reach_the_training(copi
     curves = EventAccumulator(str(tmp_path / "curves" / "all-all")).Reload()
     assert curves.Scalars("validation/ndcg_at_10")
     assert not list((tmp_path / "kept").glob("*")), "what was kept is taken away at the end"
+    taught = copied.run(
+        "finetune_cross_encoder",
+        "taught",
+        name="taught",
+        epochs=1,
+        distillation={"teachers": ["all"], "candidates_per_query": 1},
+    )
+    assert taught.rows["candidate_pairs"] > 0
+    read = {name: open_checkpoint(copied.models, name).card.metrics["pairs"]["train"] for name in ("taught", "all")}
+    assert read["taught"] == taught.rows["train_pairs"] + len(train), "one candidate a query"
     with pytest.raises(ValueError, match="expected a folder outside models_folder"):
         copied.run("finetune_cross_encoder", "inside", name="x", resume_folder=str(copied.models / "kept"))
