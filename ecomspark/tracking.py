@@ -39,13 +39,17 @@ class Track:
     def see(self, progress: Mapping[str, Any]) -> None:
         """One progress line of a training: its loss, and what validation found, by step."""
         what = progress["step"]
+        of = f"auto_{progress['on_trial']}/" if "on_trial" in progress else ""  # a head on trial has its own curves
         if what == "train":
             self._step = int(progress["at"])
             if progress.get("loss") is not None:
-                self._keep("train/loss", float(progress["loss"]), self._step)
-        elif what == "epoch" and "ndcg@10" in progress:
-            self._keep("validation/ndcg_at_10", float(progress["ndcg@10"]), int(progress["global_step"]))
-            self._keep("validation/spearman", float(progress["spearman"]), int(progress["global_step"]))
+                self._keep(f"{of}train/loss", float(progress["loss"]), self._step)
+        elif what == "epoch" and "masked" in progress:
+            for name in ("loss", "perplexity", "accuracy"):
+                self._keep(f"validation/masked_{name}", float(progress["masked"][name]), int(progress["at"]))
+        elif what == "epoch":
+            self._keep(f"{of}validation/ndcg_at_10", float(progress["ndcg@10"]), int(progress["global_step"]))
+            self._keep(f"{of}validation/spearman", float(progress["spearman"]), int(progress["global_step"]))
         elif what == "before" and "ndcg@10" in progress:
             self._keep("validation/ndcg_at_10_untuned", float(progress["ndcg@10"]), 0)
         elif what == "head":

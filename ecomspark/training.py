@@ -92,6 +92,11 @@ def _progress(child: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
 def _sentence(progress: dict[str, Any]) -> str:
     if "masked" in progress:
         return _sentence_of_guesses(progress)
+    if "on_trial" in progress:
+        said = {name: value for name, value in progress.items() if name != "on_trial"}
+        return f"{progress['on_trial']} on trial: {_sentence(said)}"
+    if progress["step"] == "left":
+        return f"head {progress['head']} cannot be learnt from this part ({progress['error']} by {progress['way']})"
     if progress["step"] == "before":
         return f"validation NDCG@10 {progress['ndcg@10']:.4f} by {progress['of']}"
     if progress["step"] == "train":

@@ -16,7 +16,18 @@ PROGRESS: list[dict[str, Any]] = [
     {"step": "train", "at": 20, "of": 60, "loss": 0.75},
     {"step": "train", "at": 40, "of": 60, "loss": None},
     {"step": "epoch", "at": 1.0, "of": 2, "global_step": 30, "ndcg@10": 0.625, "spearman": 0.5, "best": 0.625},
-    {"step": "epoch", "at": 1.0, "of": 2, "masked": {"loss": 2.0, "perplexity": 7.4, "accuracy": 0.5}},
+    {"step": "epoch", "at": 1, "of": 2, "masked": {"loss": 2.0, "perplexity": 7.4, "accuracy": 0.5}},
+    {"step": "train", "at": 20, "of": 60, "loss": 0.25, "on_trial": "mse"},
+    {
+        "step": "epoch",
+        "at": 1.0,
+        "of": 1,
+        "global_step": 60,
+        "ndcg@10": 0.125,
+        "spearman": 0.5,
+        "best": 0.125,
+        "on_trial": "mse",
+    },
 ]
 
 
@@ -42,6 +53,9 @@ def test_curves_and_the_experiment_hold_what_a_training_reported(tmp_path: Path,
     curves = EventAccumulator(str(tmp_path / "curves" / "relevance-1-night-1")).Reload()
     assert [(of.step, of.value) for of in curves.Scalars("train/loss")] == [(20, 0.75)]
     assert [(of.step, of.value) for of in curves.Scalars("validation/ndcg_at_10")] == [(30, 0.625)]
+    assert [(of.step, of.value) for of in curves.Scalars("auto_mse/train/loss")] == [(20, 0.25)]
+    assert [(of.step, of.value) for of in curves.Scalars("auto_mse/validation/ndcg_at_10")] == [(60, 0.125)]
+    assert [(of.step, of.value) for of in curves.Scalars("validation/masked_loss")] == [(1, 2.0)]
     client = MlflowClient(tracking_uri=address)
     experiment = client.get_experiment_by_name("ours")
     assert experiment is not None

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
     if plan.training.threads is not None:
         torch.set_num_threads(plan.training.threads)
     before = _cosine_ndcg(base, validation, plan.gains)
+    judged_count = len(of_train)
     of_train = _with_negatives(plan, base, examples, of_train, report)
     of_train = _with_teachers(plan, examples, of_train, report)
     report({"step": "before", "ndcg@10": before, "of": "the untuned encoder's cosine, validation queries"})
@@ -90,7 +92,12 @@ def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
             "spearman": best_look["spearman"],
             "epoch": round(best_look["epoch"], 3),
         }
-        metrics["pairs"] = {"train": float(len(of_train)), "validation": float(len(validation))}
+        unjudged_count = len(of_train) - judged_count  # hard negatives and what teachers alone graded
+        metrics["pairs"] = {
+            "train": float(judged_count),
+            "validation": float(len(validation)),
+            "unjudged": float(unjudged_count),
+        }
         # Of a training that was resumed: what was read since.
         metrics["read"] = {"tokens": learnt.reader.token_count, "padding": learnt.reader.padding_count}
         made = learnt.sealed(validation, metrics)
@@ -168,8 +175,12 @@ class Learnt:
         """Merge, calibrate on the validation queries, and put the checkpoint into its place."""
         plan, model = self._plan, layers.merged(self._changed)
         logits = self.logits(validation)
+        settings = plan.card.settings
+        if settings.get("head") == "auto":
+            settings = {**settings, "head": self.head}
         card = plan.card.model_copy(
             update={
+                "settings": settings,
                 "metrics": metrics,
                 "class_gains": self._class_gains,
                 "calibration": calibrate(
@@ -221,6 +232,8 @@ def _with_negatives(
     settings, candidates = plan.training.hard_negatives, examples[examples["side"] == "candidate"]
     if not settings.per_query:
         return of_train
+    # Teachers may have asked for more of them.
+    candidates = candidates[candidates.groupby("query_id")["place"].rank(method="first") <= settings.places]
     teacher = open_checkpoint(plan.models_folder, plan.teacher) if plan.teacher else base
 
     def similarity(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray[Any, Any]:
@@ -264,14 +277,24 @@ def _tried(
     part = of_train[of_train["query_id"].isin({queries[place] for place in drawn})].reset_index(drop=True)
     found: dict[str, float] = {}
     for head in auto.heads:
-        settings = plan.training.model_copy(
-            update={"head": head, "epochs": auto.epochs, "resume_folder": None, "auxiliary": None}
-        )
+        settings = plan.training.model_copy(update={"head": head, "epochs": auto.epochs, "resume_folder": None})
         with tempfile.TemporaryDirectory() as folder:
-            learnt = Learnt(plan, base, settings, part)
-            found[head] = learnt.fit(part, validation, report, Path(folder)).best["ndcg"]
+            try:
+                learnt = Learnt(plan, base, settings, part)
+                judge = learnt.fit(part, validation, partial(_of_head, report, head), Path(folder))
+            except ValueError as error:  # such as a grade or a comparison that this part has none of
+                report({"step": "left", "head": head, "error": type(error).__name__, "way": way(error)})
+                continue
+        found[head] = judge.best["ndcg"]
         report({"step": "head", "head": head, "ndcg@10": found[head], "pairs": len(part)})
+    if not found:
+        raise ValueError("head auto: none of the heads can be learnt from this part of the queries; raise auto.share")
     return found
+
+
+def _of_head(report: Report, head: str, said: dict[str, Any]) -> None:
+    """What is said of a training on trial names its head, so that its curves are its own."""
+    report({**said, "on_trial": head})
 
 
 def _cosine_ndcg(base: Checkpoint, pairs: pd.DataFrame, gains: dict[int, float]) -> float:

@@ -48,8 +48,9 @@ class Distillation(Section):
     teachers: list[str] = setting(
         [], "their folders in models_folder, with a head of bce or mse, trained on no other side; none: off"
     )
-    share: float = setting(0.5, "of the teachers' mean in what is learnt of a judged pair; the grade has the rest",
-                           gt=0, le=1)  # fmt: skip
+    share: float = setting(
+        0.5, "of the teachers' mean in what is learnt of a pair with a grade; the grade has the rest", gt=0, le=1
+    )
     candidates_per_query: int = setting(
         0, "candidates that nobody judged, the best by their source, learnt from by the teachers' mean alone", ge=0
     )

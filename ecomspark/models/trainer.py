@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 
 from ecomspark.models import layers
 from ecomspark.models.options import Training
@@ -163,11 +163,36 @@ class Judge(TrainerCallback):
         return max(self._looks, key=lambda look: look[self._settings.chosen_by])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.remember(state.global_step)
+        steps = max(1, round(state.max_steps / args.num_train_epochs))
+        # The trainer keeps a state at an epoch's end before it is judged.
+        if state.global_step and state.global_step % steps == 0 and not self._has_seen(state.global_step):
+            self._look(state, control)
+
+    def remember(self, step: int) -> None:
+        """Take up what was found up to the step that an interrupted training goes on from: what was seen behind it will
+        be seen again."""
         if self._folder is not None and (self._folder / _LOOKS).exists():
             looks = json.loads((self._folder / _LOOKS).read_text(encoding="utf-8"))
-            # What was seen behind the state that training goes on from will be seen again.
-            self._looks = [look for look in looks if look["step"] <= state.global_step]
+            self._looks = [look for look in looks if look["step"] <= step]
             self._state = load_file(self._folder / _BEST)
+
+    def has_ended(self, state: Any) -> bool:
+        """Whether a training that was kept in this state has nothing left to do but to be judged."""
+        self.remember(state.global_step)
+        return bool(state.global_step >= state.max_steps) or self._is_over()
+
+    def end(self, state: Any, control: Any) -> None:
+        """Judge what a training that had ended came to, unless it was judged then."""
+        if not self._is_over() and not self._has_seen(state.global_step):
+            self._look(state, control)
+
+    def _has_seen(self, step: int) -> bool:
+        return any(look["step"] == step for look in self._looks)
+
+    def _is_over(self) -> bool:
+        """Whether patience is out."""
+        return bool(self._looks) and len(self._looks) - 1 - self._looks.index(self.best) >= self._settings.patience
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % _REPORT_STEPS == 0:
@@ -193,7 +218,7 @@ class Judge(TrainerCallback):
         at = {"at": round(float(state.epoch), 2), "of": self._settings.epochs, "global_step": state.global_step}
         seen = {"ndcg@10": found["ndcg"], "spearman": found["spearman"]}
         self._report({"step": "epoch", **at, **seen, "best": self.best[by]})
-        if len(self._looks) - 1 - self._looks.index(self.best) >= self._settings.patience:
+        if self._is_over():
             self._is_out_of_patience = control.should_training_stop = True
 
     def _keep(self, is_best: bool) -> None:
@@ -273,7 +298,13 @@ def train(
         callbacks=[*callbacks, judge],
     )
     trainer.remove_callback(PrinterCallback)  # the judge reports
-    trainer.train(resume_from_checkpoint=_last(folder) if is_kept else None)
+    last = _last(folder) if is_kept else None
+    state = TrainerState.load_from_json(str(Path(last) / _STATE)) if last else None
+    if last and state and judge.has_ended(state):  # the trainer would begin one epoch more
+        trainer._load_from_checkpoint(last)
+        judge.end(state, trainer.control)
+    else:
+        trainer.train(resume_from_checkpoint=last)
     judge.restore()
 
 

@@ -31,6 +31,7 @@ READS = (JUDGMENTS, QUERIES, ITEMS, SPLITS)
 
 PUBLISHES = (SPLITS,)  # and vectors to `embeddings`, without its lease: an evaluation need not wait for a training
 
+_TEACHING_HEADS = ("bce", "mse")  # their score is a place between the worst and the best grade
 _SPECIAL_TOKENS = 4  # of a pair, at most: RoBERTa's
 
 log = logging.getLogger("ecomspark")
@@ -98,7 +99,11 @@ class Config(Training, Settings):
 
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
     base = open_checkpoint(config.models_folder, config.base, "encoder")
-    learnt_from = [base, *(_teacher(config, name) for name in config.distillation.teachers)]
+    learnt_from = [
+        base,
+        *(_teacher(config, name) for name in config.distillation.teachers),
+        *_teacher_of_negatives(config),
+    ]
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     settings_digest = config.deciding_digest(*(of.scorer_digest.hex() for of in learnt_from))
     with open_run(
@@ -129,21 +134,41 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
 
 
 def _teacher(config: Config, name: str) -> Checkpoint:
-    """A teacher. Raises CheckpointError when it does not verify, reads other texts, or has learnt from another split of
-    the same judgments."""
+    """One that hands its scores on. Raises CheckpointError when it does not verify, reads other texts, has a head whose
+    score is no grade, or may have learnt from queries that this training is judged on."""
     teacher = open_checkpoint(config.models_folder, name, "cross_encoder")
     place = f"{JOB}.distillation.teachers: {name}"
     if teacher.card.recipe.digest != config.recipe.digest:
         raise CheckpointError(
             f"{place}: expected the text recipe of these settings, found another: train it anew with this one"
         )
-    learnt = teacher.card.settings  # empty of one that was imported: whose data nobody here knows
-    if learnt.get("judgment_set") == config.judgment_set and learnt["split"] != config.split:
-        raise CheckpointError(
-            f"{place}: expected a training on split {config.split} of {config.judgment_set}, found {learnt['split']}: "
-            "it may know the queries that this one is judged on"
-        )
+    head = teacher.card.settings.get("head")
+    if head not in _TEACHING_HEADS:
+        raise CheckpointError(f"{place}: expected a head of {' or '.join(_TEACHING_HEADS)}, found {head}")
+    _apart(config, place, teacher)
     return teacher
+
+
+def _apart(config: Config, place: str, teacher: Checkpoint) -> None:
+    """Raises CheckpointError when a teacher was trained on other sides of the queries than this training will be."""
+    names = ("split", "min_cosine", "max_edits")
+    found, wanted = ([of.get(name) for name in names] for of in (teacher.card.settings, vars(config)))
+    if found != wanted:
+        raise CheckpointError(
+            f"{place}: expected a training with {', '.join(names)} {wanted}, found {found}: it may know the queries "
+            "that this one is judged on"
+        )
+
+
+def _teacher_of_negatives(config: Config) -> list[Checkpoint]:
+    """What tells hard negatives from false ones, if it is not the base: an encoder, or a cross-encoder of ours. Raises
+    CheckpointError as `_apart` does, or when it does not verify."""
+    if config.teacher is None or not config.hard_negatives.per_query:
+        return []
+    teacher = open_checkpoint(config.models_folder, config.teacher)
+    if teacher.card.kind == "cross_encoder":
+        _apart(config, f"{JOB}.teacher: {config.teacher}", teacher)
+    return [teacher]
 
 
 def _split(current: Run, config: Config, base: Checkpoint) -> Split:

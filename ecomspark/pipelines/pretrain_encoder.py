@@ -20,6 +20,7 @@ from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import ITEMS, QUERIES, SPLITS, TEXTS, Table
 from ecomspark.tables import Warehouse
 from ecomspark.text import digest
+from ecomspark.tracking import Tracking, tracked
 from ecomspark.training import is_trained, train
 
 JOB = "pretrain_encoder"
@@ -75,6 +76,7 @@ class Config(Settings):
     max_gradient_norm: float = setting(1.0, "longer gradients are cut to this length", gt=0)
     patience: int = setting(2, "epochs without a lower validation loss before it stops", unit="epochs", ge=1)
     seed: int = setting(13, "of initialisation, order, dropout and what is hidden, and of the validation texts")
+    tracking: Tracking = setting(Tracking(), "where the curves of trainings are kept", decides=False)
     threads: int | None = setting(
         None, "of the CPU; null: all. Sums in another order: equal to rounding", decides=False, ge=1
     )
@@ -104,11 +106,13 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
                     card = _card(config, base).model_copy(
                         update={
                             "data": {name: vars(at) for name, at in current.inputs.items() if at},
-                            "settings": config.model_dump(mode="json", exclude=set(Settings.model_fields)),
+                            "settings": config.model_dump(mode="json", exclude={*Settings.model_fields, "tracking"}),
                             "training_digest": training,
                         }
                     )
-                    train(_plan(config, card), texts, "ecomspark.models.pretrain", "texts.parquet")
+                    with tracked(config.tracking, JOB, run_id, config.name, card.settings) as track:
+                        train(_plan(config, card), texts, "ecomspark.models.pretrain", "texts.parquet", see=track.see)
+                        track.made(open_checkpoint(config.models_folder, config.name, "encoder"))
                     current.made(config.name)
     return current.summary()
 

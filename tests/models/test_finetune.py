@@ -111,6 +111,20 @@ def test_the_head_that_is_best_on_validation_is_taken_and_the_others_are_said(tm
     assert tried == [72, 72], "0.7 of nine queries are six, of twelve pairs each"
 
 
+def test_a_head_that_cannot_be_learnt_from_the_part_is_left_out(tmp_path: Path) -> None:
+    """Every query has items of one grade only: nothing to compare."""
+    progress: list[dict[str, Any]] = []
+    rows = judged().assign(grade=lambda of: (of["query_id"].str[1:].astype(int) % 2) * 3.0)
+    settings = {"head": "auto", "auto": {"heads": ["listnet", "mse"], "share": 0.7}, "epochs": 1}
+    made = fine_tune(plan(tmp_path, "auto", **settings), rows, progress.append)
+    assert [said["head"] for said in progress if said["step"] == "left"] == ["listnet"]
+    assert set(made.card.metrics["auto"]) == {"mse"}
+    assert {said.get("on_trial") for said in progress if said["step"] == "epoch"} == {"mse", None}
+    settings["auto"]["heads"] = ["listnet", "ranknet"]  # type: ignore[index]
+    with pytest.raises(ValueError, match=r"none of the heads can be learnt.*raise auto\.share"):
+        fine_tune(plan(tmp_path, "none", **settings), rows, progress.append)
+
+
 def test_expected_gain_is_the_mean_of_the_gains_by_their_probabilities() -> None:
     outputs = torch.tensor([[0.0, 1.0, 2.0], [40.0, 0.0, 0.0], [0.0, 0.0, 60.0]])
     gains = [0.0, 0.5, 1.0]
@@ -194,7 +208,8 @@ def test_lower_layers_learn_more_slowly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [{"adversarial_noise": 1.0}, {"auxiliary": {"field": "category", "weight": 1.0}}, {"dropout": 0.4}, {"accumulation": 2},
-     {"schedule": "cosine"}, {"optimiser": "adafactor"}, {"augmentation": {"typos": 1.0}}, {"augmentation": {"field_drop": 1.0}},
+     {"schedule": "cosine"}, {"warmup_share": 0.9}, {"weight_decay": 0.9}, {"max_gradient_norm": 1e-3}, {"head_rate": 0.1},
+     {"precision": "bf16"}, {"optimiser": "adafactor"}, {"augmentation": {"typos": 1.0}}, {"augmentation": {"field_drop": 1.0}},
      {"augmentation": {"token_drop": 1.0}}, {"augmentation": {"units": 1.0}},
      {"augmentation": {"synonyms": 1.0, "synonyms_of": {"mug": ["cup"]}}}, {"groups_by_length": False}],
     ids=str,
@@ -208,8 +223,19 @@ def test_every_option_changes_what_is_learnt(tmp_path: Path, settings: dict[str,
         assert read == 2 * plain.card.metrics["read"]["tokens"], "the second pass is counted, too"
 
 
-def test_recomputing_changes_nothing(tmp_path: Path) -> None:
-    plain, made = trained(tmp_path, "plain"), trained(tmp_path, "made", recomputes=True)
+def test_recomputing_happens_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, given = [], torch.utils.checkpoint.checkpoint
+
+    def counted(*args: Any, **named: Any) -> Any:
+        calls.append(1)
+        return given(*args, **named)
+
+    plain = trained(tmp_path, "plain")
+    for module in ("torch.utils.checkpoint", "transformers.modeling_utils"):
+        monkeypatch.setattr(f"{module}.checkpoint", counted)
+    assert not calls
+    made = trained(tmp_path, "made", recomputes=True)
+    assert len(calls) >= 2 * 2 * 14, "two layers, two epochs of fourteen steps"
     assert np.allclose(weights(plain)[ENCODER], weights(made)[ENCODER], atol=1e-6)
 
 
@@ -310,6 +336,31 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, set
     assert len([said for said in seen if said["step"] == "epoch"]) < 3, "it did not start again"
     assert not (tmp_path / "kept" / "cut").exists(), "what was kept is taken away at the end"
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "kept") == ["base", "cut", "whole"]
+
+
+@pytest.mark.parametrize("epochs", [1, 1.5])
+def test_a_training_cut_while_it_was_judged_at_its_end_is_judged_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: float
+) -> None:
+    """The last state is kept before the last look: nothing is left to train then."""
+    settings = {"epochs": epochs, "resume_folder": str(tmp_path / "kept"), "resume_steps": 1}
+    whole = trained(tmp_path, "whole", epochs=epochs)
+    looks, logits = [], Learnt.logits
+
+    def cut(learnt: Learnt, pairs: pd.DataFrame) -> Any:
+        looks.append(1)
+        if len(looks) == math.ceil(epochs):
+            raise KeyboardInterrupt
+        return logits(learnt, pairs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learnt, "logits", cut)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, "cut", **settings)
+    made = trained(tmp_path, "cut", **settings)
+    assert made.card.metrics["after"] == whole.card.metrics["after"]
+    assert made.card.metrics["read"]["tokens"] == 0, "nothing was read again"
+    assert made.card.files["model.safetensors"] == whole.card.files["model.safetensors"]
 
 
 def test_a_killed_process_goes_on(tmp_path: Path) -> None:

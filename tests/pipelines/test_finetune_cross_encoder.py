@@ -165,16 +165,23 @@ def test_classes_want_whole_grades_or_edges(copied: Shop) -> None:
         copied.run("finetune_cross_encoder", "classes", name="classes", head="classes")
 
 
-def test_a_teacher_of_another_recipe_or_split_is_refused_without_spark(copied: Shop) -> None:
-    own: Any = copied.config(JOB).recipe
+def test_teachers_that_may_know_the_tested_queries_or_say_no_grade_are_refused_without_spark(copied: Shop) -> None:
+    config = copied.config(JOB)
+    fits = {"split": "default", "min_cosine": config.min_cosine, "max_edits": config.max_edits, "head": "mse"}
+    foreign = {"fields": {"title": 7}}
     for name, recipe, settings, said in (
-        ("foreign", {"fields": {"title": 7}}, {}, "expected the text recipe of these settings, found another"),
-        ("elsewhere", own, {"judgment_set": "ours", "split": "other"}, "expected a training on split default of ours"),
+        ("foreign", foreign, fits, "expected the text recipe of these settings, found another"),
+        ("ranks", config.recipe, {**fits, "head": "lambda"}, "expected a head of bce or mse, found lambda"),
+        ("elsewhere", config.recipe, {**fits, "split": "other"}, "it may know the queries"),
+        ("loose", config.recipe, {**fits, "min_cosine": None}, "it may know the queries"),
     ):
         tiny.checkpoint(copied.models, name, recipe=recipe, settings=settings)
         config = copied.config(JOB, name="x", distillation={"teachers": [name]})
-        with pytest.raises(CheckpointError, match=f"distillation.teachers: {name}: {said}"):
+        with pytest.raises(CheckpointError, match=f"distillation.teachers: {name}: .*{said}"):
             run(None, config, name)  # type: ignore[arg-type]
+    config = copied.config(JOB, name="x", teacher="loose", hard_negatives={"per_query": 1})
+    with pytest.raises(CheckpointError, match=r"finetune_cross_encoder\.teacher: loose: .*it may know the queries"):
+        run(None, config, "negatives")  # type: ignore[arg-type]
 
 
 def test_classes_negatives_auxiliary_resuming_and_curves_reach_the_training(copied: Shop, tmp_path: Path) -> None:
@@ -216,10 +223,10 @@ def test_classes_negatives_auxiliary_resuming_and_curves_reach_the_training(copi
         "taught",
         name="taught",
         epochs=1,
-        distillation={"teachers": ["all"], "candidates_per_query": 1},
+        distillation={"teachers": ["relevance-1"], "candidates_per_query": 1},
     )
     assert taught.rows["candidate_pairs"] > 0
-    read = {name: open_checkpoint(copied.models, name).card.metrics["pairs"]["train"] for name in ("taught", "all")}
-    assert read["taught"] == taught.rows["train_pairs"] + len(train), "one candidate a query"
+    pairs = open_checkpoint(copied.models, "taught").card.metrics["pairs"]
+    assert (pairs["train"], pairs["unjudged"]) == (taught.rows["train_pairs"], len(train)), "one candidate a query"
     with pytest.raises(ValueError, match="expected a folder outside models_folder"):
         copied.run("finetune_cross_encoder", "inside", name="x", resume_folder=str(copied.models / "kept"))

@@ -20,11 +20,21 @@ def digest(name: str) -> bytes:
     return name.encode().ljust(16, b".")
 
 
+class SeenError(Exception):
+    """Ends a run where it would train."""
+
+
 def read_texts(shop: Shop, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> pd.DataFrame:
     """What the job would train on."""
     seen: list[pd.DataFrame] = []
-    monkeypatch.setattr(pretrain_encoder, "train", lambda plan, texts, *_: seen.append(texts))
-    shop.run("pretrain_encoder", f"seen-{len(list(shop.folder.iterdir()))}-{changes.get('name')}", **changes)
+
+    def train(plan: Any, texts: pd.DataFrame, *_: Any, **__: Any) -> None:
+        seen.append(texts)
+        raise SeenError
+
+    monkeypatch.setattr(pretrain_encoder, "train", train)
+    with pytest.raises(SeenError):
+        shop.run("pretrain_encoder", f"seen-{len(list(shop.folder.iterdir()))}-{changes.get('name')}", **changes)
     return seen[0]
 
 
@@ -49,7 +59,11 @@ def test_texts_of_queries_that_are_tested_on_are_left_out(rows: Any) -> None:
     assert sorted(row["text"] for row in every) == ["gift", "red mug", "red mug | cups", "teapot", "wall clock"]
 
 
-def test_an_encoder_is_made_once_and_fine_tuning_starts_from_it(copied: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_is_made_once_and_fine_tuning_starts_from_it(
+    copied: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     ids = {bytes(row["query_id"]): row["side"] for row in copied.rows(SPLITS).collect()}
     asked = {row["query_text"]: ids[bytes(row["query_id"])] for row in copied.rows(QUERIES).collect()}
     unseen = {text for text, side in asked.items() if side != "train"}
@@ -61,7 +75,14 @@ def test_an_encoder_is_made_once_and_fine_tuning_starts_from_it(copied: Shop, mo
         assert set(asked) <= set(read_texts(copied, patched, split=None, name="all")["text"]), "null: every query"
         assert len(read_texts(copied, patched, max_texts=7, validation_share=0.5, name="few")) == 7
 
-    assert copied.run("pretrain_encoder", "real").status == "published", "a checkpoint is something new"
+    curves = {"tensorboard": str(tmp_path / "curves")}
+    assert copied.run("pretrain_encoder", "real", tracking=curves).status == "published", (
+        "a checkpoint is something new"
+    )
+    assert (
+        len(EventAccumulator(str(tmp_path / "curves" / "shop-words-real")).Reload().Scalars("validation/masked_loss"))
+        > 1
+    )
     card = open_checkpoint(copied.models, "shop-words", "encoder").card
     assert (card.base, card.max_tokens, card.settings["split"]) == ("base", 32, "default")
     assert {"items", "queries", "splits"} <= set(card.data)
