@@ -58,6 +58,19 @@ def test_sides_take_turns_after_a_warm_up() -> None:
     assert faster(taken, "peer") == [1.5, 1.5]
 
 
+def test_every_trial_changes_settings_that_there_are() -> None:
+    import yaml
+
+    from ecomspark.models.options import Training
+
+    listed = yaml.safe_load((ROOT / "tests" / "benchmarks" / "trials.yaml").read_text(encoding="utf-8"))
+    for name, of in listed["trials"].items():
+        settings = {**listed["start"], **of}
+        for own in ("pairs", "seeds", "pretraining_epochs"):
+            settings.pop(own, None)
+        assert Training.model_validate(settings).chosen_by == "spearman", name
+
+
 def test_the_gpu_half_runs_on_cpu_with_tiny_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
