@@ -266,7 +266,11 @@ def recipe_figures(
         for metric in ("auc", "ndcg@10", "spearman"):
             values = [one[metric] for one in of]
             yield f"{name}: test {metric}, mean of {len(SEEDS)} seeds", float(np.mean(values)), ""
-        yield f"{name}: seconds on one thread, mean (of the best without its teachers)", float(np.mean([one["seconds"] for one in found])), ""
+        yield (
+            f"{name}: seconds on one thread, mean (of the best without its teachers)",
+            float(np.mean([one["seconds"] for one in found])),
+            "",
+        )
     yield (
         "best: pairs that two teachers scored, forward only, as a multiple of those that the usual recipe reads",
         (2 * float(np.mean([taught_pairs(folder, seed) for seed in SEEDS])) / PAIRS),
