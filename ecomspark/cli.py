@@ -9,8 +9,6 @@ from typing import Any
 
 from ecomspark import __version__, benchmark, compare, config, demo, doctor, explain, holds, launch, model_list, why
 
-PLANNED = ("score_candidates", "rank_candidates")
-
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ecomspark", description="Batch scoring of a shop's catalogue on Spark.")
@@ -26,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="say what a run of a job would do now",
         description="Say what a run would score or rank again, why, and what it would take. Nothing is published.",
     )
-    planned.add_argument("job", choices=PLANNED, metavar="JOB", help=", ".join(PLANNED))
+    planned.add_argument("job", choices=launch.jobs(), metavar="JOB", help="one that has a plan; `run JOB` of any")
     launch.add_plan_arguments(planned)
     planned.add_argument(
         "--save", type=Path, metavar="FILE", help="keep the versions it saw, for `run JOB --plan FILE`"

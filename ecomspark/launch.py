@@ -126,7 +126,7 @@ def show_plan(pipeline: Any, asked: argparse.Namespace, save: Path | None = None
     with ending_well() as ended:
         settings = load_settings(pipeline, asked.conf, _overrides(pipeline, asked))
         if not hasattr(pipeline, "plan"):
-            raise ConfigError(f"{pipeline.JOB}: not planned; score_candidates and rank_candidates are")
+            raise ConfigError(f"{pipeline.JOB}: has no plan; it says what it does when it runs")
         with spark_session(pipeline.JOB, settings) as spark:
             plan = pipeline.plan(spark, settings, asked.as_of)
             if save is not None:

@@ -71,6 +71,7 @@ class Run:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     persisted: list[DataFrame] = field(default_factory=list)
     covers: dict[str, str] = field(default_factory=dict)
+    staged_for: list[Table] = field(default_factory=list)
 
     @property
     def sourced(self) -> Sourced:
@@ -124,11 +125,19 @@ class Run:
         self.persisted.append(rows.persist())
         return rows
 
+    def staged(self, table: Table, rows: DataFrame) -> DataFrame:
+        """Rows that Python made for a state table, landed once beside it until the run ends (see `tables.stage`)."""
+        self.staged_for.append(table)
+        return tables.stage(self.warehouse, table, rows, self.author)
+
     def let_go(self) -> None:
-        """Let go of all that `keep` persisted, and of the plans that Python holds in the JVM: py4j's objects stand in
-        cycles, so a session that lives on would keep hundreds of each run until Python's collector came by."""
+        """Let go of what was staged and what `keep` persisted, and of the plans that Python holds in the JVM: py4j's
+        objects stand in cycles, so a session that lives on would keep hundreds of each run until Python's collector
+        came by."""
         while self.persisted:
             self.persisted.pop().unpersist()
+        while self.staged_for:
+            tables.unstage(self.warehouse, self.staged_for.pop(), self.author)
         gc.collect()
 
     def count(self, **rows: int) -> None:

@@ -187,6 +187,12 @@ INTERACTIONS = Table(
         column("kind", "string", "impression, click, cart, favourite, purchase, return or review"),
         column("item_id", "string", "the item it was done to"),
         column("occurred_at", "timestamp", "when, UTC"),
+        column(
+            "shopper_id",
+            "string",
+            "pseudonym of who did it, made at import: the id of the key, a hyphen, 128 bits of HMAC-SHA-256 in hex",
+            null="not known",
+        ),
         column("source", "string", "`source` of the query's alias", null="no query is known"),
         column("source_query_id", "string", "the query that led to it", null="not known"),
         column("position", "int", "1-based place at which the item was shown", null="not known"),
@@ -388,6 +394,261 @@ RANKINGS = Table(
     bucketed_by="query_id",
 )
 
+CONSENTS = Table(
+    "consents",
+    one_row="what a shopper said of a purpose at one time; the newest row holds, and of two at once the no",
+    kind="log",
+    key=("shopper_id", "purpose", "at"),
+    columns=(
+        column("shopper_id", "string", "pseudonym, as in `interactions`"),
+        column("purpose", "string", "what for, such as personalisation"),
+        column("at", "timestamp", "when it was said, UTC"),
+        column("is_given", "boolean", "whether it was a yes"),
+        column("basis", "string", "the legal basis, in words", null="none stated"),
+    ),
+    bytes_a_row=80,
+    statistics=("purpose", "at"),
+)
+
+SHOPPER_LINKS = Table(
+    "shopper_links",
+    one_row="two ids that are one shopper: one profile is derived from both histories, under the first id",
+    kind="log",
+    key=("shopper_id", "other_id", "at"),
+    columns=(
+        column("shopper_id", "string", "pseudonym that stays"),
+        column("other_id", "string", "pseudonym that retires"),
+        column("at", "timestamp", "when it became known, UTC"),
+    ),
+    bytes_a_row=90,
+    statistics=("at",),
+)
+
+SESSIONS = Table(
+    "sessions",
+    one_row="interactions of one shopper with no gap over the declared length",
+    kind="state",
+    key=("session_id",),
+    columns=(
+        column("session_id", _DIGEST, "digest of the shopper and the session's first interaction"),
+        column("shopper_id", "string", "pseudonym; of linked ids the one that stays"),
+        column("session_date", "date", "the day on which it began, in the declared time zone"),
+        column("started_at", "timestamp", "time of its first interaction, UTC"),
+        column("ended_at", "timestamp", "time of its last, UTC"),
+        column("interaction_count", "int", "interactions in it"),
+        column("purchase_count", "int", "purchases among them"),
+        column("item_ids", "array<string>", "the items in order of time, then of interaction_id"),
+        column("kinds", "array<string>", "what was done to each"),
+        column("bot_rule", "string", "the rule by which it is taken for a machine's", null="no rule holds"),
+        column("settings_digest", _DIGEST, "which rules"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=400,
+    statistics=("session_date", "interaction_count"),
+)
+
+PROFILES = Table(
+    "profiles",
+    one_row="what a shopper's behaviour until the end of a day says of them; it stands until a newer one of theirs",
+    kind="state",
+    key=("shopper_id", "as_of_date"),
+    columns=(
+        column("shopper_id", "string", "pseudonym; of linked ids the one that stays"),
+        column("as_of_date", "date", "made from nothing later than this day, in the declared time zone"),
+        column("history_digest", _DIGEST, "digest of the interactions that it was made from, in order"),
+        column("linked_count", "int", "ids whose history is in it"),
+        column("interaction_count", "bigint", "interactions of any kind"),
+        column("purchase_count", "bigint", "lines bought"),
+        column("return_count", "bigint", "lines returned"),
+        column("basket_count", "bigint", "baskets bought"),
+        column("active_days", "int", "days with an interaction"),
+        column("first_at", "timestamp", "time of the first interaction, UTC"),
+        column("last_at", "timestamp", "time of the last, UTC"),
+        column("days_between_baskets", "double", "mean", null="fewer than two baskets"),
+        column("basket_items", "double", "mean of distinct items a basket", null="no basket"),
+        column("basket_value", "double", "mean, in the currency most of them have", null="no basket, or no prices"),
+        column("return_share", "double", "lines returned of lines bought, 1 at most", null="nothing bought"),
+        column(
+            "repeat_share", "double", "lines bought of an item that was in an earlier basket", null="nothing bought"
+        ),
+        column("browse_seconds", "double", "time spent, in sum", null="not logged"),
+        column("review_count", "bigint", "reviews"),
+        column("review_tone", "double", "mean of (stars - 3) / 2, -1 to 1", null="no review"),
+        column("category_weights", "map<string,double>", "share of recency-weighted behaviour by category"),
+        column("brand_weights", "map<string,double>", "the same by brand"),
+        column("price_band_weights", "map<string,double>", "the same by price band, such as 2-5"),
+        column("interests", "array<string>", "in words, the strongest first"),
+        column("vector", "array<float>", "recency-weighted item embeddings, unit length", null="no item has one"),
+        column("encoder_digest", _DIGEST, "scorer_digest of the embeddings", null="no vector"),
+        column(
+            "sequence_state", "array<float>", "state of the sequence model after the history", null="none asked for"
+        ),
+        column("sequence_scorer_digest", _DIGEST, "which sequence model", null="no state"),
+        column("settings_digest", _DIGEST, "which settings"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=3_000,
+    statistics=("as_of_date", "interaction_count"),
+)
+
+SEQUENCE_STATES = Table(
+    "sequence_states",
+    one_row="the state that a sequence model is in after a history of items",
+    kind="memory",
+    key=("history_digest", "scorer_digest"),
+    columns=(
+        column("history_digest", _DIGEST, "digest of the items, in order, as the model reads them"),
+        column("scorer_digest", _DIGEST, "digest of all that decides the state"),
+        column("vector", "array<float>", "the state; its length means nothing"),
+        column("item_count", "int", "items read"),
+    ),
+    bytes_a_row=600,
+    bucketed_by="history_digest",
+)
+
+NEXT_ITEMS = Table(
+    "next_items",
+    one_row="an item that a shopper is likely to want next, as of a day",
+    kind="state",
+    key=("shopper_id", "as_of_date", "rank"),
+    columns=(
+        column("shopper_id", "string", "pseudonym; of linked ids the one that stays"),
+        column("as_of_date", "date", "made from nothing later than this day"),
+        column("rank", "int", "1 is the likeliest; no gaps"),
+        column("item_id", "string", "the item"),
+        column("score", "double", "the model's number, higher is likelier", difference=1e-4),
+        column("confidence", "double", "calibrated chance that the next item is this one", difference=_TERM),
+        column("list_confidence", "double", "calibrated chance that it is one of the list", difference=_TERM),
+        column("history_digest", _DIGEST, "the history, as `sequence_states` knows it"),
+        column("scorer_digest", _DIGEST, "which sequence model"),
+        column("item_set_digest", _DIGEST, "digest of the ids of the items that could be proposed"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=150,
+    statistics=("as_of_date", "rank"),
+)
+
+OUTLOOKS = Table(
+    "outlooks",
+    one_row="what a shopper is likely to do, and how far the last sessions lie from the profile, as of a day",
+    kind="state",
+    key=("shopper_id", "as_of_date"),
+    columns=(
+        column("shopper_id", "string", "pseudonym; of linked ids the one that stays"),
+        column("as_of_date", "date", "made from nothing later than this day"),
+        column(
+            "session_purchase_chance",
+            "double",
+            "chance that the last session goes on to a purchase",
+            null="no session model",
+            difference=_TERM,
+        ),
+        column(
+            "purchase_chance",
+            "double",
+            "chance of a purchase within the declared days",
+            null="no such model",
+            difference=_TERM,
+        ),
+        column(
+            "return_chance",
+            "double",
+            "chance of a return within the declared days",
+            null="no such model",
+            difference=_TERM,
+        ),
+        column(
+            "drift",
+            "double",
+            "1 less the cosine of the last sessions' mean vector and the profile's before them, 0 to 2",
+            null="too few sessions with vectors",
+            difference=_TERM,
+        ),
+        column(
+            "drift_low", "double", "lower end of its 95 % interval over sessions", null="as drift", difference=_TERM
+        ),
+        column("drift_high", "double", "upper end", null="as drift", difference=_TERM),
+        column("history_digest", _DIGEST, "the history, as `profiles` knows it"),
+        column("scorer_digest", _DIGEST, "which model", null="no chances"),
+        column("settings_digest", _DIGEST, "which settings"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=200,
+    statistics=("as_of_date",),
+)
+
+PERSONAL_RANKINGS = Table(
+    "personal_rankings",
+    one_row="an item's place in a query's ranking for one shopper or segment",
+    kind="state",
+    key=("variant", "audience_kind", "audience", "query_id", "item_id"),
+    columns=(
+        column("variant", "string", "the variant of `rankings` that it follows"),
+        column("audience_kind", "string", "shopper or segment"),
+        column("audience", "string", "the shopper's pseudonym, or the segment's name"),
+        column("query_id", _DIGEST, "the query"),
+        column("item_id", "string", "the item"),
+        column("rank", "int", "1 is best; no gaps, no ties"),
+        column("general_rank", "int", "its rank for everybody"),
+        column(
+            "final_score",
+            "double",
+            "availability + band + (the general terms + the sum of the personal terms below) / (1 + their weights)",
+            difference=_TERM,
+        ),
+        column("general_score", "double", "its final score for everybody", difference=_TERM),
+        column(
+            "profile_term",
+            "double",
+            "weight x (1 + cosine of profile and item) / 2; 0.5 x weight where one has no vector",
+            difference=_TERM,
+        ),
+        column(
+            "session_term",
+            "double",
+            "weight x (1 + cosine of the last session and item) / 2; likewise",
+            difference=_TERM,
+        ),
+        column(
+            "price_term",
+            "double",
+            "weight x share of the profile's behaviour in the item's price band; 0 where not known",
+            difference=_TERM,
+        ),
+        column("is_personal", "boolean", "false: no profile or no consent, exactly the general ranking"),
+        column("rankings_version", "bigint", "version of `rankings` that it follows", difference="never"),
+        column("profile_digest", _DIGEST, "history_digest of the profile", null="none, or a segment"),
+        column("settings_digest", _DIGEST, "which policy settings"),
+        CHANGED_BY,
+    ),
+    bytes_a_row=220,
+    bucketed_by="query_id",
+)
+
+UNSERVED_QUERIES = Table(
+    "unserved_queries",
+    one_row="a query that no source of candidates serves well",
+    kind="state",
+    key=("query_id",),
+    columns=(
+        column("query_id", _DIGEST, "the query"),
+        column("traffic", "bigint", "how often it was asked"),
+        column("reason", "string", "few_lexical_matches and nothing_near, or low_recall where judged"),
+        column("lexical_count", "int", "items that BM25 proposed"),
+        column("best_cosine", "double", "of the nearest item", null="no embeddings", difference=_TERM),
+        column(
+            "recall",
+            "double",
+            "of its judged relevant items, of all sources together",
+            null="not judged",
+            difference=_TERM,
+        ),
+        CHANGED_BY,
+    ),
+    bytes_a_row=80,
+    statistics=("reason", "traffic"),
+)
+
 QUARANTINE = Table(
     "quarantine",
     one_row="a row that could not be used, and why",
@@ -553,6 +814,7 @@ TABLES: dict[str, Table] = {
     for table in (
         ITEMS, QUERY_ALIASES, QUERIES, JUDGMENT_ALIASES, JUDGMENTS, SPLITS, INTERACTIONS, CANDIDATES,
         COLLECTION_STATISTICS, TEXTS, TERMS, SCORES, EMBEDDINGS, UNREFERENCED, RANKINGS, KEPT_BACK, QUARANTINE,
-        RUNS, RUN_METRICS, LEASES, HOLDS,
+        CONSENTS, SHOPPER_LINKS, SESSIONS, PROFILES, SEQUENCE_STATES, NEXT_ITEMS, OUTLOOKS, PERSONAL_RANKINGS,
+        UNSERVED_QUERIES, RUNS, RUN_METRICS, LEASES, HOLDS,
     )
 }  # fmt: skip

@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.errors import ConfigError, ContractError, NewerPublished
+from ecomspark.runs import Run
 from ecomspark.schemas import CANDIDATES, INTERACTIONS, ITEMS, LEASES, SCORES, Column, Table, column
 from ecomspark.tables import Author, Warehouse
 from ecomspark.tables.commits import committed, info_of, turn, write
@@ -314,6 +315,29 @@ def test_large_tables_are_laid_out_in_buckets_that_the_table_remembers(
     path = warehouse.path(CANDIDATES)
     buckets = warehouse.spark.read.format("delta").load(path).select("bucket").distinct().collect()
     assert sorted(row["bucket"] for row in buckets) == [0, 1]
+
+
+def test_what_python_made_lands_once_and_is_gone_with_the_run(
+    spark: Any, warehouse: Warehouse, rows: Callable[..., Any]
+) -> None:
+    made = spark.sparkContext.accumulator(0)
+
+    def count(batches: Any) -> Any:
+        for batch in batches:
+            made.add(batch.num_rows)
+            yield batch
+
+    given = rows(ITEMS, {"item_id": "a"}, {"item_id": "b"}).drop("changed_by")
+    run = Run(warehouse, ME, None, False, {})
+    staged = run.staged(ITEMS, given.mapInArrow(count, given.schema))
+    publish(warehouse, ITEMS, staged)
+    assert (made.value, newest(warehouse, ITEMS).count()) == (2, 2), "comparing and merging read what landed"
+    folder = Path(str(warehouse.path(ITEMS))).parent / "staging" / "items"
+    assert len(list(folder.iterdir())) == 1
+    again = tables.stage(warehouse, ITEMS, given.limit(1), ME)
+    assert again.count() == 1, "what a run left that died is not read by the next"
+    run.let_go()
+    assert not list(folder.iterdir())
 
 
 def test_commits_name_their_run_and_carry_no_value(warehouse: Warehouse, rows: Callable[..., Any]) -> None:

@@ -57,8 +57,8 @@ def numbered(lines: DataFrame) -> DataFrame:
 
 def interactions_of(lines: DataFrame) -> DataFrame:
     """Usable lines as purchases and returns."""
-    unknown = {"source": "string", "source_query_id": "string", "position": "int", "rating": "double",
-               "dwell_seconds": "double"}  # fmt: skip
+    unknown = {"shopper_id": "string", "source": "string", "source_query_id": "string", "position": "int",
+               "rating": "double", "dwell_seconds": "double"}  # fmt: skip
     return lines.select(
         F.concat_ws("-", "invoice_id", "stock_code", F.col("line").cast("string")).alias("interaction_id"),
         F.when(F.expr(_IS_RETURN), "return").otherwise("purchase").alias("kind"),

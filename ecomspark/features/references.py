@@ -1,7 +1,7 @@
 """Which rows of memory tables something refers to, and since when nothing does.
 
-What refers are rows of items, queries, aliases, candidates and rankings, as they are or as an earlier version that is
-kept had them. Rows that may be referred to are counted in: too much is kept rather than too little.
+What refers are rows of items, queries, aliases, candidates, rankings and next items, as they are or as an earlier
+version that is kept had them. Rows that may be referred to are counted in: too much is kept rather than too little.
 """
 
 from collections.abc import Mapping, Sequence

@@ -39,12 +39,14 @@ from ecomspark.schemas import (
     JUDGMENTS,
     KEPT_BACK,
     LEASES,
+    NEXT_ITEMS,
     QUERIES,
     QUERY_ALIASES,
     RANKINGS,
     RUN_METRICS,
     RUNS,
     SCORES,
+    SEQUENCE_STATES,
     SPLITS,
     TABLES,
     TERMS,
@@ -66,6 +68,7 @@ _REFER = {
     QUERY_ALIASES: ("text_source_digest",),
     CANDIDATES: ("query_id", "item_id"),
     RANKINGS: ("query_digest", "passage_digest", "scorer_digest"),
+    NEXT_ITEMS: ("history_digest", "scorer_digest"),
 }
 
 READS = tuple(_REFER)
@@ -111,7 +114,7 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
 # alone, because to change them would end such a run.
 _LEDGERS = (RUNS, LEASES, HOLDS)
 
-_RULES = settings_digest({"references": 1})  # raise it with the rules: what was seen under others does not count
+_RULES = settings_digest({"references": 2})  # raise it with the rules: what was seen under others does not count
 _MARGIN = timedelta(hours=1)  # clocks of hosts and of stores differ
 _AHEAD = 30  # days that the log keeps more than is needed now
 
@@ -347,6 +350,8 @@ def _referenced(current: Run, table: Table, keys: DataFrame, found: _References)
     texts = tables.read_memory(current.warehouse, TEXTS)
     if table == EMBEDDINGS:
         return references.of_embeddings(keys, texts, found.encoders)
+    if table == SEQUENCE_STATES:
+        return rows[NEXT_ITEMS.name].select(*SEQUENCE_STATES.key).distinct()
     if table != SCORES:
         raise AssertionError(f"{table.name}: a memory table whose references are not declared")
     candidates, queries, items = rows[CANDIDATES.name], rows[QUERIES.name], rows[ITEMS.name]

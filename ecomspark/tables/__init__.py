@@ -1,6 +1,6 @@
 """The only package that knows Delta: `warehouse` is where tables are and how they are read, `commits` one commit and
 the proof of it, `publish` how tables change, `changes` what changed since a version, `leases` who may publish,
-`maintenance` fewer files and rows, `source` what is read from outside.
+`maintenance` fewer files and rows, `source` what is read from outside, `staging` what Python made for a state table.
 
 Readers of state and log tables see a pinned version; memory tables are read at their newest version, because their
 content cannot change an answer. Commits carry the run, the job and a nonce, never a row's value.
@@ -22,6 +22,7 @@ from ecomspark.tables.maintenance import (
 )
 from ecomspark.tables.publish import Change, append_log, append_memory, compare, drop, publish, put
 from ecomspark.tables.source import MALFORMED, Source, Sourced, read_source
+from ecomspark.tables.staging import stage, unstage
 from ecomspark.tables.warehouse import (
     Snapshot,
     Warehouse,
@@ -47,5 +48,5 @@ __all__ = [
     "compare", "conform", "create", "ddl", "delete", "differences", "drop", "empty", "ever_since",
     "exists", "fence_off", "file_count", "give_back", "has_small_files", "jar_version", "keep_history",
     "optimise", "place_of", "publish", "put", "read", "read_leases", "read_memory", "read_source",
-    "removals_known_since", "renew", "snapshot", "take", "vacuum", "written_at",
+    "removals_known_since", "renew", "snapshot", "stage", "take", "unstage", "vacuum", "written_at",
 ]  # fmt: skip
