@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 MEMORY_GIB ?= 6
 DISK_GIB ?= 12
+# Each has a Spark session of its own and takes up to 5 GiB.
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 bench: OUT ?= bench.json
@@ -41,10 +43,10 @@ demo: $(VENV)/ready ## import, fine-tune, score, rank and judge the sample shop,
 	@$(BIN)/ecomspark demo $(ARGS)
 
 test: $(VENV)/ready ## the tests of every change (no network, no data but the project's own needed)
-	@$(BIN)/python -m pytest -q --durations=30 -m "not nightly"
+	@$(BIN)/python -m pytest -q --durations=30 -m "not nightly" -n $(TEST_PROCESSES) --dist loadfile
 
 nightly: $(VENV)/ready ## the tests that take minutes each, beside what `make test` runs
-	@$(BIN)/python -m pytest -q --durations=30 -m nightly
+	@$(BIN)/python -m pytest -q --durations=30 -m nightly -n $(TEST_PROCESSES) --dist loadfile
 
 faults: $(VENV)/ready ## try every fault in full, hours in the background: make faults OUT=faults.json [ONLY="driver fifty"]
 	@$(BIN)/python tests/faults/faults.py --out $(OUT) $(if $(ONLY),--only $(ONLY)) $(ARGS)
@@ -52,7 +54,7 @@ faults: $(VENV)/ready ## try every fault in full, hours in the background: make 
 bench: $(VENV)/ready ## measure the scoring engine beside its peers, 25 minutes: make bench OUT=bench.json
 	@$(BIN)/python tests/benchmarks/engine.py --out $(OUT) $(ARGS)
 
-figures: $(VENV)/ready ## measure fine-tuning on ../shared/data, hours in the background: make figures OUT=figures.json [ONLY="recipe full same chinese"]
+figures: $(VENV)/ready ## measure fine-tuning on ../shared/data, hours in the background: make figures OUT=figures.json [ONLY="recipe full same chinese shoppers"]
 	@$(BIN)/python tests/benchmarks/make_figures.py --out $(OUT) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 gpu: $(VENV)/ready ## measure the model side alone on this machine's GPU: make gpu OUT=gpu.json

@@ -14,8 +14,8 @@ INCHES = {"1 1/2 in", "1 1/2 in.", "1 1/2 inch", "1 1/2 inches", "1 1/2in", '1 1
 @pytest.mark.parametrize(
     ("text", "spellings"),
     [
-        *((f"ladder {size}", FEET) for size in (*FEET, "8-ft", "8 '", "8′")),
-        *((f"{size} pipe", INCHES) for size in INCHES),
+        *((f"ladder {size}", FEET) for size in (*sorted(FEET), "8-ft", "8 '", "8′")),
+        *((f"{size} pipe", INCHES) for size in sorted(INCHES)),
         ("20V drill", {"20v", "20 volt", "20 volts"}),
         ("5 gal. bucket", {"5gal", "5 gal", "5 gal.", "5 gallon", "5 gallons"}),
         *((f"{size} lumber", {"2x4", "2 x 4", "2 by 4"}) for size in ("2x4", "2X4", "2 x 4", "2 by 4", "2x 4")),
