@@ -49,9 +49,11 @@ def test_a_pseudonym_is_the_hmac_of_the_id_without_blanks_around_it(ids: list[st
 
 def test_ids_of_two_keys_never_mix() -> None:
     ids = pa.array(["17850", "17851"])
-    first, renamed = made(ids, KEY, "k1").to_pylist(), made(ids, KEY[::-1], "k2").to_pylist()
-    assert not set(first) & set(renamed)
-    assert [name.split("-")[1] for name in first] != [name.split("-")[1] for name in renamed]
+    first, rotated, renamed = (made(ids, *key).to_pylist() for key in ((KEY, "k1"), (KEY[::-1], "k2"), (KEY, "k2")))
+    assert not set(first) & set(rotated)
+    assert {name[:3] for name in rotated} == {"k2-"}
+    assert not {name[3:] for name in first} & {name[3:] for name in rotated}
+    assert not set(first) & set(renamed), "whose the key is stands in the id"
 
 
 @pytest.mark.parametrize(("content", "found"), [(None, "No such file"), (b"", "found 0"), (KEY[:31], "found 31")])

@@ -37,7 +37,7 @@ from ecomspark.schemas import (
     SHOPPER_LINKS,
     Table,
 )
-from ecomspark.tables import Warehouse
+from ecomspark.tables import Snapshot, Warehouse
 from ecomspark.text import settings_digest
 
 log = logging.getLogger("ecomspark")
@@ -122,18 +122,24 @@ class Work:
 
 
 def find(current: Run, config: Config) -> Work:
-    """The rows of shoppers who may not be known. Tables that are not there are left out."""
-    there = [table for table in DERIVED if current.inputs[table.name] is not None]
+    """The rows of shoppers who may not be known now. Tables that are not there are left out.
+
+    All tables are read as they are, whatever a plan or a try that was cut off had pinned: a no that came since counts,
+    and so does a yes.
+    """
+    at = {table: tables.snapshot(current.warehouse, table) for table in READS}
+    there = [table for table in DERIVED if at[table] is not None]
     has_states = NEXT_ITEMS in there and tables.exists(current.warehouse, SEQUENCE_STATES)
     counts = {"shoppers": 0, **{_removed(table): 0 for table in (*there, *([SEQUENCE_STATES] if has_states else []))}}
     since = None if config.full else current.watermark(config.purpose)
-    if since is not None and all(_is_as_left(current, table, since) for table in READS):
+    if since is not None and all(_is_as_left(table, at[table], since) for table in READS):
         return Work({}, None, counts)
-    consents, links = current.read_if_there(CONSENTS), current.read_if_there(SHOPPER_LINKS)
-    mine = current.keep(remaining(consenting(consents, links, config.purpose)))
+    now = {table: tables.read(current.warehouse, table, at[table]) for table in READS}
+    mine = current.keep(remaining(consenting(now[CONSENTS], now[SHOPPER_LINKS], config.purpose)))
     rows, states = {}, None
     for table in there:
-        found = current.keep(of_others(_of_shoppers(current, table), mine, DERIVED[table]))
+        of_shoppers = now[table].where("audience_kind = 'shopper'") if table == PERSONAL_RANKINGS else now[table]
+        found = current.keep(of_others(of_shoppers, mine, DERIVED[table]))
         counts[_removed(table)] = int(found.agg(F.coalesce(F.sum("count"), F.lit(0))).collect()[0][0])
         if counts[_removed(table)]:
             rows[table] = found.select("shopper_id")
@@ -141,7 +147,7 @@ def find(current: Run, config: Config) -> Work:
         counts["shoppers"] = reduce(DataFrame.unionByName, rows.values()).distinct().count()
     if has_states and NEXT_ITEMS in rows:
         kept = tables.read_memory(current.warehouse, SEQUENCE_STATES).select(*SEQUENCE_STATES.key)
-        states = current.keep(states_of_others(kept, current.read(NEXT_ITEMS), mine))
+        states = current.keep(states_of_others(kept, now[NEXT_ITEMS], mine))
         counts[_removed(SEQUENCE_STATES)] = states.count()
     return Work(rows, states, counts)
 
@@ -150,14 +156,9 @@ def _removed(table: Table) -> str:
     return f"{table.name}_removed"
 
 
-def _of_shoppers(current: Run, table: Table) -> DataFrame:
-    rows = current.read(table)
-    return rows.where("audience_kind = 'shopper'") if table == PERSONAL_RANKINGS else rows
-
-
-def _is_as_left(current: Run, table: Table, since: Watermark) -> bool:
-    """Whether a table is as a run left it: at the version that it read, or at its own."""
-    now, then = current.inputs[table.name], since.inputs.get(table.name)
+def _is_as_left(table: Table, now: Snapshot | None, since: Watermark) -> bool:
+    """Whether a table is as a run left it: at the version that it read, or at the one that it made."""
+    then = since.inputs.get(table.name)
     if now is None or then is None:
         return now is None
     return now.table_id == then.table_id and now.version == since.left.get(table.name, then.version)
