@@ -70,7 +70,7 @@ def faults_of(columns: Mapping[str, ColumnMap], ours: Sequence[str], shoppers: S
         return [f"columns.{', '.join(mine)}: names shoppers, and there is no key: set shoppers.key_file and key_id"]
     faults = []
     for name, column in mine.items():
-        if column.model_fields_set - {"source", "cast"} or not isinstance(column.source, str):
+        if set(column.model_dump(exclude_defaults=True)) - {"source", "cast"} or not isinstance(column.source, str):
             faults.append(f"columns.{name}: names shoppers: expected `from` (one column) and `cast` only")
     origins = {origin for column in mine.values() for origin in column.sources}
     for name, column in columns.items():

@@ -87,7 +87,7 @@ def test_a_mapping_that_names_shoppers_needs_a_key_and_says_nothing_else(shopper
         assert "`from` (one column) and `cast` only" in str(faults_of(maps(shopper_id=wrong), ["shopper_id"], shoppers))
     both = maps(shopper_id="user", basket_id={"from": ["user", "day"], "cast": "bigint"})
     assert "columns.basket_id: cast" in str(faults_of(both, ["shopper_id"], shoppers))
-    fine = maps(shopper_id={"from": "user", "cast": "bigint"}, basket_id={"from": ["user", "day"]})
+    fine = maps(shopper_id={"from": "user", "cast": "bigint", "default": None}, basket_id={"from": ["user", "day"]})
     assert faults_of(fine, ["shopper_id", "other_id"], shoppers) == []
     assert faults_of(maps(item_id="sku"), ["shopper_id"], None) == []
 
