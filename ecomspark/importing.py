@@ -1,13 +1,17 @@
 """What every import job does around its own mapping: conform, quarantine, guard, publish."""
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, timedelta
+from typing import Literal, Self
 
+from pydantic import model_validator
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from ecomspark import tables
-from ecomspark.config import Settings, setting
+from ecomspark.config import Name, Section, Settings, setting
 from ecomspark.errors import ConfigError, ContractError, NewerPublished
 from ecomspark.features.conform import (
     ColumnMap,
@@ -19,10 +23,14 @@ from ecomspark.features.conform import (
     source_key,
     usable,
 )
+from ecomspark.features.consents import declared
 from ecomspark.features.texts import LATER_REASONS
+from ecomspark.pseudonyms import Shoppers, faults_of, pseudonymised
 from ecomspark.runs import Run
-from ecomspark.schemas import QUARANTINE, Table
+from ecomspark.schemas import CONSENTS, QUARANTINE, Table
 from ecomspark.tables import MALFORMED, Source, Sourced
+
+log = logging.getLogger("ecomspark")
 
 _QUARANTINE_TRIES = 10
 
@@ -45,6 +53,68 @@ class ImportSettings(Settings):
     min_rows: int = setting(1, "stop when fewer rows can be used", unit="rows", decides=False, ge=0)
     max_quarantined_share: float = setting(
         0.01, "stop when more than this share of the rows cannot be used", decides=False, ge=0, le=1
+    )
+
+
+class Consent(Section):
+    """A consent that the source's owner vouches for: every shopper in it gave it, or the law asks for none."""
+
+    purpose: Name = setting(..., "what for, such as personalisation")
+    basis: str = setting(..., "the legal basis, in words; it is kept with each shopper's consent", min_length=1)
+
+
+class BehaviourSettings(ImportSettings):
+    """The keys of a job that imports what shoppers did."""
+
+    shoppers: Shoppers | None = setting(
+        None, "{key_file, key_id}: the key that makes pseudonyms of shoppers' ids; null: no shopper is taken over"
+    )
+    consent: Consent | None = setting(
+        None, "{purpose, basis}: a consent of every shopper in the source who never said anything of the purpose"
+    )
+
+    @model_validator(mode="after")
+    def _has_key(self) -> Self:
+        refuse_unnamed(self.columns, ("shopper_id",), self.shoppers)
+        if self.consent is not None and self.shoppers is None:
+            raise ValueError("consent: expected shoppers.key_file and key_id, too: nobody is known without")
+        return self
+
+
+def refuse_unnamed(columns: Mapping[str, ColumnMap], ours: Sequence[str], shoppers: Shoppers | None) -> None:
+    """Raises ValueError when a mapping's columns that name shoppers cannot be pseudonymised."""
+    if faults := faults_of(columns, ours, shoppers):
+        raise ValueError("; ".join(faults))
+
+
+def with_pseudonyms(
+    sourced: Sourced, columns: Mapping[str, ColumnMap], ours: Sequence[str], shoppers: Shoppers
+) -> tuple[Sourced, dict[str, ColumnMap]]:
+    """A source in which nothing names a shopper but by a pseudonym, and the mapping to read it by; see `pseudonyms`."""
+    rows, mapped = pseudonymised(sourced.rows, columns, ours, shoppers)
+    return replace(sourced, rows=rows), mapped
+
+
+def too_late(as_of: date | None) -> str:
+    """The time at which nothing can have been said yet: two days after `as_of` begins, for hosts stand in other time
+    zones."""
+    return "9999-12-31" if as_of is None else (as_of + timedelta(2)).isoformat()
+
+
+def declare_consents(run: Run, consent: Consent, interactions: DataFrame) -> None:
+    """Append the consent of every shopper among the imported `interactions` who never said anything of its purpose."""
+    at = tables.snapshot(run.warehouse, CONSENTS)
+    said = tables.read(run.warehouse, CONSENTS, at)
+    rows = declared(interactions, said, consent.purpose, consent.basis, run.as_of)
+    commit = tables.append_log(run.warehouse, CONSENTS, rows, run.author)
+    run.count(consents_declared=commit.inserted)
+    run.commit(commit)
+    log.info(
+        "%s: %s shoppers who had said nothing of %s are taken to consent to it: %s",
+        run.author.job,
+        f"{commit.inserted:,}",
+        consent.purpose,
+        consent.basis,
     )
 
 
@@ -71,13 +141,8 @@ def set_aside(run: Run, conformed: DataFrame, table: Table, max_share: float) ->
 
     They are kept there also when the run stops for them. Raises ContractError.
     """
-    counts = conformed.agg(
-        F.count("*").alias("read"),
-        F.count_if(F.size("_reasons") > 0).alias("quarantined"),
-        F.count_if(F.col("_is_twin") & (F.size("_reasons") == 0)).alias("folded"),
-        F.count_if(F.size("_cleaned") > 0).alias("cleaned"),
-    ).collect()[0]
-    run.count(**{name: int(counts[name]) for name in ("read", "quarantined", "folded", "cleaned")})
+    counts = counts_of(conformed)
+    run.count(**counts)
     passing = conformed.where(F.size("_reasons") == 0)
     # What fails later, when texts are made of it, is mended when that succeeds.
     own = ~F.col("reason").isin(list(LATER_REASONS))
@@ -95,6 +160,17 @@ def set_aside(run: Run, conformed: DataFrame, table: Table, max_share: float) ->
             f"{counts['quarantined']:,} of {counts['read']:,} ({listed}); they are in the table quarantine; "
             "mend the source or raise max_quarantined_share"
         )
+
+
+def counts_of(conformed: DataFrame) -> dict[str, int]:
+    """How many rows were read, cannot be used, are twins of others, and had their text mended."""
+    counts = conformed.agg(
+        F.count("*").alias("read"),
+        F.count_if(F.size("_reasons") > 0).alias("quarantined"),
+        F.count_if(F.col("_is_twin") & (F.size("_reasons") == 0)).alias("folded"),
+        F.count_if(F.size("_cleaned") > 0).alias("cleaned"),
+    ).collect()[0]
+    return {name: int(counts[name]) for name in ("read", "quarantined", "folded", "cleaned")}
 
 
 def quarantine(run: Run, table: Table, failing: DataFrame, passing: DataFrame, own: Column) -> None:
@@ -127,6 +203,28 @@ def _quarantine(run: Run, table: Table, failing: DataFrame, passing: DataFrame, 
     finally:
         mended.unpersist()
         rows.unpersist()
+
+
+def import_log(run: Run, conformed: DataFrame, table: Table, settings: ImportSettings) -> DataFrame:
+    """Set aside what cannot be used, append to a log what it does not have, and count both. The rows that can be used.
+
+    `conformed`: persisted. Raises ContractError when too many rows cannot be used (see `set_aside`).
+    """
+    set_aside(run, conformed, table, settings.max_quarantined_share)
+    rows = usable(conformed)
+    commit = tables.append_log(run.warehouse, table, rows, run.author)
+    run.count(appended=commit.inserted)
+    run.commit(commit)
+    return rows
+
+
+def plan_log(run: Run, conformed: DataFrame, table: Table) -> dict[str, int | None]:
+    """What `import_log` would count, but for `cleaned` rows and the reasons of those it would set aside."""
+    at = tables.snapshot(run.warehouse, table)
+    there = tables.read(run.warehouse, table, at).select(*table.key)
+    news = usable(conformed).join(there, on=list(table.key), how="left_anti")
+    counts = counts_of(conformed)
+    return {**{name: counts[name] for name in ("read", "quarantined", "folded")}, "appended": news.count()}
 
 
 def import_state(

@@ -398,7 +398,8 @@ CONSENTS = Table(
     "consents",
     one_row="what a shopper said of a purpose at one time; the newest row holds, and of two at once the no",
     kind="log",
-    key=("shopper_id", "purpose", "at"),
+    # What was said has a part in the key: a no of the time of a yes that is there must land beside it.
+    key=("shopper_id", "purpose", "at", "is_given"),
     columns=(
         column("shopper_id", "string", "pseudonym, as in `interactions`"),
         column("purpose", "string", "what for, such as personalisation"),

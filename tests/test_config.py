@@ -119,11 +119,12 @@ def test_the_template_names_every_key_and_is_itself_settings(job: str, tmp_path:
     required = {
         "warehouse": "w", "columns": {}, "source_name": "s", "judgment_set": "s", "checkpoint": "c", "base": "b",
         "name": "n", "a": "base", "b": "tuned", "source": "folder" if job == "import_checkpoint" else {"format": "parquet", "path": "p"},
+        "shoppers": {"key_file": "shoppers.key", "key_id": "k1"},
     }  # fmt: skip
-    section = document[job] or {}
+    section, sections = document[job] or {}, ("source", "shoppers")
     for keys in (document, section):
         keys.update(
-            {key: value for key, value in required.items() if key in keys and (key == "source" or not keys[key])}
+            {key: value for key, value in required.items() if key in keys and (key in sections or not keys[key])}
         )
     path = tmp_path / "template.yaml"
     path.write_text(yaml.safe_dump({**document, job: section}))

@@ -15,7 +15,7 @@ LAYERS = {
     "augmentation": 2, "negatives": 2, "config": 2, "evaluation": 2, "findings": 2, "near_duplicates": 2, "slices": 2,
     "models": 3, "tables": 3, "paired": 3,
     "plans": 4, "features": 4, "resources": 4, "ledger": 4, "parts": 4,
-    "holding": 5, "why": 5, "scoring": 5,
+    "holding": 5, "why": 5, "scoring": 5, "pseudonyms": 5,
     "runs": 6,
     "launch": 7, "importing": 7, "training": 7, "tracking": 7, "embedding": 7, "landing": 7,
     "splitting": 8,

@@ -4,6 +4,8 @@ as the zip that `make wheel` makes. These Sparks have the project's own properti
 The installed package is hidden from them, on the driver and on executors, so only the zip can have been imported.
 """
 
+import hashlib
+import hmac
 import json
 import os
 import shutil
@@ -20,7 +22,7 @@ from pyspark.sql import functions as F
 from shop import ITEMS as SHOP_ITEMS
 from shop import Shop
 
-from ecomspark.schemas import ITEMS, RANKINGS, SCORES
+from ecomspark.schemas import INTERACTIONS, ITEMS, RANKINGS, SCORES
 
 HIDE = """
 import sys
@@ -86,6 +88,34 @@ def test_a_job_runs_on_local_2_and_reports_to_its_scheduler(empty_shop: Any, pac
     assert any("SQLExecutionStart" in log for log in logs)
     assert any("spark.hadoop.fs.s3a.secret.key" in log for log in logs)
     assert not [place for place in (said, str(summary), *logs) if "canary" in place]
+
+
+@pytest.mark.nightly
+def test_an_id_and_the_key_of_its_pseudonym_are_in_no_event_log(empty_shop: Any, package: Path) -> None:
+    """S8 and S9 on executors of their own, which read the key from its file and have the package from the zip."""
+    shop, events, key = empty_shop(), "spark.eventLog", b"canary-key-1618-canary-key-1618-"
+    (shop.folder / "events").mkdir()
+    (shop.folder / "key").write_bytes(key)
+    lines = [f"{n},canary-shopper,i01,{what},2011-10-01" for n, what in enumerate(("click", "stare", "click,and,more"))]
+    (shop.folder / "log.csv").write_text("\n".join(["id,user,sku,what,ts", *lines]))
+    properties = (
+        f"{events}.enabled=true",
+        f"{events}.dir={(shop.folder / 'events').as_uri()}",
+        f"{events}.compress=false",
+    )
+    summary, said = submit(
+        shop, package, "import_interactions", "night-1", "local-cluster[2,1,1024]", properties, max_quarantined_share=1.0,
+        source={"format": "csv", "path": str(shop.folder / "log.csv")},
+        shoppers={"key_file": str(shop.folder / "key"), "key_id": "k1"},
+        columns={"interaction_id": "id", "shopper_id": "user", "item_id": "sku", "kind": "what", "occurred_at": "ts"},
+    )  # fmt: skip
+    assert (summary["rows"]["appended"], summary["rows"]["quarantined"]) == (1, 2)
+    pseudonym = hmac.new(key, b"canary-shopper", hashlib.sha256).hexdigest()[:32]
+    assert [row["shopper_id"] for row in shop.rows(INTERACTIONS).collect()] == [f"k1-{pseudonym}"]
+    logs = [file.read_text() for file in (shop.folder / "events").rglob("events_*")]
+    logs += [file.read_text() for file in (shop.folder / "executors").rglob("std*")]
+    assert any("pseudonyms(" in log for log in logs)
+    assert not [place for place in (said, str(summary), *logs) if "canary" in place or key.hex() in place]
 
 
 def without_scores(shop: Shop) -> Shop:

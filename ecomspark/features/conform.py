@@ -17,6 +17,7 @@ from ecomspark.schemas import QUARANTINE, Table
 
 ID_MAX_BYTES = 512
 _QUARANTINED_CHARACTERS = 2_000
+_REASONS = "array<string>"
 _CONTROL = r"[\p{Cc}&&[^\t\n\r]]"
 _EPOCHS = {"epoch_seconds": (1, F.timestamp_seconds), "epoch_milliseconds": (1_000, F.timestamp_millis)}
 _YEAR_9999 = 253_402_300_799  # its last second; beyond, the functions above end the job
@@ -112,6 +113,16 @@ def conform(
     return _without_doubles(judged, table)
 
 
+def folded(conformed: DataFrame, table: Table, *best_first: Column) -> DataFrame:
+    """Rows of one key that are not alike, one of them kept: for a table whose key says all that counts, so that rows of
+    one key differ in how they are spelled, or in a word beside it. The first by `best_first`, then by the row as given.
+    """
+    say_the_same = F.col("_reasons") == F.array(F.lit("duplicate_key"))
+    place = F.row_number().over(Window.partitionBy(*table.key).orderBy(*best_first, "_row"))
+    marked = conformed.withColumn("_is_twin", F.col("_is_twin") | (say_the_same & (place > 1)))
+    return marked.withColumn("_reasons", F.when(~say_the_same, F.col("_reasons")).otherwise(F.array().cast(_REASONS)))
+
+
 def usable(conformed: DataFrame) -> DataFrame:
     """The rows that can be used, each key once, without the marks."""
     kept = conformed.where((F.size("_reasons") == 0) & ~F.col("_is_twin"))
@@ -198,26 +209,27 @@ def _given(column: ColumnMap | None, ours: schemas.Column) -> Column:
     said = _field("_raw", ours)
     if ours.type.startswith("map<"):
         return _clean_map(said)
-    clean = _clean(said)
+    valid = clean(said)
     if column is None or column.default is None:
-        return clean
-    return F.when(F.length(F.trim(clean)) > 0, clean).otherwise(F.lit(str(column.default)))
+        return valid
+    return F.when(F.length(F.trim(valid)) > 0, valid).otherwise(F.lit(str(column.default)))
 
 
 def _mended(ours: schemas.Column) -> Column:
     """The column's name where its text was invalid or had control characters."""
     said = _field("_raw", ours)
-    return F.when(said != _clean(said), ours.name)
+    return F.when(said != clean(said), ours.name)
 
 
-def _clean(text: Column) -> Column:
+def clean(text: Column) -> Column:
+    """A text as valid UTF-8 without control characters but tabs and line ends."""
     return F.regexp_replace(F.make_valid_utf8(text), _CONTROL, "")
 
 
 def _clean_map(texts: Column) -> Column:
     """A map with clean keys and values; of keys that became alike the first stays."""
     entries = F.transform(
-        F.map_entries(texts), lambda e: F.struct(_clean(e["key"]).alias("key"), _clean(e["value"]).alias("value"))
+        F.map_entries(texts), lambda e: F.struct(clean(e["key"]).alias("key"), clean(e["value"]).alias("value"))
     )
     keys = F.transform(entries, lambda e: e["key"])
     return F.map_from_entries(F.filter(entries, lambda e, place: F.array_position(keys, e["key"]) == place + 1))

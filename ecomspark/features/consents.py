@@ -1,7 +1,11 @@
 """Whose behaviour may be used, for what, and under which id it is told: consent first, unknown means no."""
 
+from datetime import date
+
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
+
+from ecomspark.schemas import CONSENTS, SEQUENCE_STATES
 
 _ROUNDS = 20  # links of links of links: a chain halves with each round
 
@@ -78,3 +82,41 @@ def of_people(rows: DataFrame, allowed: DataFrame) -> DataFrame:
     """Rows with a shopper_id, those of `allowed` (see `consenting`) only, each under the id that stays."""
     mine = rows.join(allowed, on="shopper_id", how="inner")
     return mine.withColumn("shopper_id", F.col("person_id")).drop("person_id").select(*rows.columns)
+
+
+def declared(
+    interactions: DataFrame, consents: DataFrame, purpose: str, basis: str, as_of: date | None = None
+) -> DataFrame:
+    """Rows for `consents`: a yes of every shopper in `interactions` who has no row for the purpose, whatever it says.
+
+    Given at the shopper's first interaction there, and not after `as_of`: what a shopper says from then on is newer.
+    """
+    said = consents.where(F.col("purpose") == purpose).select("shopper_id")
+    known = interactions.where(F.col("shopper_id").isNotNull()).join(said, on="shopper_id", how="left_anti")
+    first = known.groupBy("shopper_id").agg(F.min("occurred_at").alias("first_at"))
+    return first.select(
+        "shopper_id",
+        F.lit(purpose).alias("purpose"),
+        F.least("first_at", F.lit(as_of).cast("timestamp")).alias("at"),
+        F.lit(True).alias("is_given"),
+        F.lit(basis).alias("basis"),
+    ).select(*CONSENTS.column_names)
+
+
+def remaining(allowed: DataFrame) -> DataFrame:
+    """(shopper_id) of those under whom something may be derived and kept: the ids that stay, see `consenting`."""
+    return allowed.select(F.col("person_id").alias("shopper_id")).distinct()
+
+
+def of_others(rows: DataFrame, remaining: DataFrame, by: str) -> DataFrame:
+    """(shopper_id, count): the shoppers of `rows`, named in the column `by`, who are not among `remaining`."""
+    shoppers = rows.groupBy(F.col(by).alias("shopper_id")).count()
+    return shoppers.join(remaining, on="shopper_id", how="left_anti")
+
+
+def states_of_others(states: DataFrame, next_items: DataFrame, remaining: DataFrame) -> DataFrame:
+    """Those of `states`, keys of `sequence_states`, to which next items refer, and none of a shopper of `remaining`."""
+    key = list(SEQUENCE_STATES.key)
+    of_others = next_items.join(remaining, on="shopper_id", how="left_anti").select(*key).distinct()
+    of_mine = next_items.join(remaining, on="shopper_id", how="left_semi").select(*key).distinct()
+    return states.join(of_others, on=key, how="left_semi").join(of_mine, on=key, how="left_anti")

@@ -1,21 +1,24 @@
-"""What shoppers did, from a table or files, into the log `interactions`. Returns are kept as returns."""
+"""What shoppers did, from a table or files, into the log `interactions`. Returns are kept as returns.
+
+Who a shopper was is taken over as a pseudonym, where there is a key for it (`shoppers`). A log only grows: interactions
+that were imported without stay without.
+"""
 
 from datetime import date
 from typing import Literal
 
 from pyspark.sql import SparkSession
 
-from ecomspark import tables
 from ecomspark.config import setting
-from ecomspark.features.conform import usable
-from ecomspark.importing import ImportSettings, conformed_rows, set_aside
+from ecomspark.importing import BehaviourSettings, conformed_rows, declare_consents, import_log, with_pseudonyms
+from ecomspark.pseudonyms import check_key
 from ecomspark.runs import Summary, open_run
-from ecomspark.schemas import INTERACTIONS
+from ecomspark.schemas import CONSENTS, INTERACTIONS
 from ecomspark.tables import Warehouse
 
 JOB = "import_interactions"
 
-PUBLISHES = (INTERACTIONS,)
+PUBLISHES = (INTERACTIONS, CONSENTS)
 
 KINDS = ("impression", "click", "cart", "favourite", "purchase", "return", "review")
 RULES = {
@@ -28,13 +31,16 @@ RULES = {
 }
 
 
-class Config(ImportSettings):
-    """`columns` maps to the columns of `interactions`. Who the shopper was is not taken over."""
+class Config(BehaviourSettings):
+    """`columns` maps to the columns of `interactions`; `shopper_id` needs `shoppers`."""
 
     mode: Literal["append"] = setting("append", "a log only grows: interactions whose id it does not have")
 
 
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
+    """Raises ConfigError, before anything is read, when there is no key in `shoppers.key_file`."""
+    if config.shoppers is not None:
+        check_key(config.shoppers)
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     digest = config.deciding_digest()
     with open_run(
@@ -43,17 +49,19 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
         run_id,
         source=config.source,
         is_ordered=False,
-        publishes=PUBLISHES,
+        publishes=PUBLISHES if config.consent else (INTERACTIONS,),
         settings_digest=digest,
         as_of=as_of,
         leases=config.leases,
     ) as current:
         if not current.is_replayed:
             with current.stage("import"):
-                conformed = conformed_rows(current.sourced, config.columns, INTERACTIONS, RULES).persist()
-                set_aside(current, conformed, INTERACTIONS, config.max_quarantined_share)
-                commit = tables.append_log(warehouse, INTERACTIONS, usable(conformed), current.author)
-                current.count(appended=commit.inserted)
-                current.commit(commit)
-                conformed.unpersist()
+                sourced, columns = current.sourced, config.columns
+                if config.shoppers is not None:
+                    sourced, columns = with_pseudonyms(sourced, columns, ("shopper_id",), config.shoppers)
+                conformed = current.keep(conformed_rows(sourced, columns, INTERACTIONS, RULES))
+                interactions = import_log(current, conformed, INTERACTIONS, config)
+            if config.consent is not None:
+                with current.stage("consents"):
+                    declare_consents(current, config.consent, interactions)
     return current.summary()

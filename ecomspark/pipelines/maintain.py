@@ -31,6 +31,7 @@ from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import (
     CANDIDATES,
     COLLECTION_STATISTICS,
+    CONSENTS,
     EMBEDDINGS,
     HOLDS,
     INTERACTIONS,
@@ -40,6 +41,9 @@ from ecomspark.schemas import (
     KEPT_BACK,
     LEASES,
     NEXT_ITEMS,
+    OUTLOOKS,
+    PERSONAL_RANKINGS,
+    PROFILES,
     QUERIES,
     QUERY_ALIASES,
     RANKINGS,
@@ -47,6 +51,8 @@ from ecomspark.schemas import (
     RUNS,
     SCORES,
     SEQUENCE_STATES,
+    SESSIONS,
+    SHOPPER_LINKS,
     SPLITS,
     TABLES,
     TERMS,
@@ -107,6 +113,10 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
     "compare_checkpoints": (
         (JUDGMENTS, SPLITS, QUERIES, ITEMS, TEXTS, SCORES, EMBEDDINGS),
         (SCORES, EMBEDDINGS, RUN_METRICS),
+    ),
+    "withdraw_consents": (
+        (CONSENTS, SHOPPER_LINKS, SESSIONS, PROFILES, NEXT_ITEMS, OUTLOOKS, PERSONAL_RANKINGS, SEQUENCE_STATES),
+        (SESSIONS, PROFILES, NEXT_ITEMS, OUTLOOKS, PERSONAL_RANKINGS, SEQUENCE_STATES),
     ),
 }
 
