@@ -153,7 +153,8 @@ def reciprocal_rank_fusion(ranks: Sequence[Mapping[Id, int]], constant: int = 60
     for ranking in ranks:
         for item, rank in ranking.items():
             parts.setdefault(item, []).append(1.0 / (constant + rank))
-    scores = {item: fsum(of_item) for item, of_item in parts.items()}  # exact sums: no order breaks a tie
+    # Rounded: equal sums of other parts (1/84 + 1/84 is 1/63 + 1/126) are a tie, whatever the order of adding.
+    scores = {item: round(fsum(of_item), 12) for item, of_item in parts.items()}
     return dict(sorted(scores.items(), key=lambda entry: (-entry[1], entry[0])))
 
 

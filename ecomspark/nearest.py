@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from ecomspark.errors import ConfigError
 
 DECIMALS = 6
+_HALF_STEP = 0.5e-6
 MARGIN = 32
 _WIDER = 4  # times as many are kept when a query is done again
 _UNIT = 2.0**-24  # the largest relative error of one rounding to float32
 _MIB = 2**20
 _SLAB = 256  # vectors that are computed with in float64 at a time
-_BUILD_BREADTH = 200  # candidates looked at for the links of a vector that comes in
+_BUILD_BREADTH = 100  # candidates looked at for the links of a vector that comes in
 _LINKS_BYTES = 8  # of one of `links`, twice as many on HNSW's lowest level, four bytes each
 _BESIDE = 64  # bytes a vector for levels, offsets, length and order
 
@@ -96,7 +97,8 @@ class Block:
 
     def nearest(self, queries: NDArray[Any], count: int, rows: int) -> Found:
         """The best `count` vectors of each query, or all that there are. `rows`: queries scored at a time."""
-        assert self.filled == len(self.vectors), "the block is not full"
+        if self.filled < len(self.vectors):
+            raise ValueError(f"expected {len(self.vectors)} vectors, found {self.filled} put in")
         found, widened = [], 0
         for start in range(0, len(queries), rows):
             asked = np.ascontiguousarray(queries[start : start + rows], dtype=np.float32)
@@ -167,7 +169,7 @@ class Index:
 
 def lengths_of(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """The length of each vector; 1 for a vector of zeros, so that it can be divided by."""
-    lengths = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1))
+    lengths: NDArray[np.float64] = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1))
     lengths[lengths == 0] = 1.0
     return lengths
 
@@ -176,7 +178,7 @@ def error_bound(dimensions: int) -> float:
     """How far a score in float32 may lie from the rounded cosine: rounding the query to unit length, a sum of products
     in any order (Higham 2002, section 3.1), the vector's length, and half a step of the rounding."""
     roundings = (dimensions + 3) * _UNIT
-    return roundings / (1 - roundings) + 0.5 * 10**-DECIMALS + 1e-9
+    return roundings / (1 - roundings) + _HALF_STEP + 1e-9
 
 
 def _unit(vectors: NDArray[np.float32], lengths: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ def test_an_item_leaves_only_from_below_the_margin(spark: Any, rows: Callable[..
         {"query_id": Q, "item_id": "z", "sources": {"bm25": 1.0}},
         {"query_id": b"o" * 16, "item_id": "f", "sources": {"bm25": 1.0}},
     )
-    kept = {row["item_id"] for row in with_margin(best, published, "bm25", count=3).collect()}
+    kept = {row["item_id"] for row in with_margin(best, published, ["bm25"], count=3).collect()}
     assert kept == {"a", "b", "c", "d"}, "d was there and fell to place 4; e was another source's; f another query's"
 
 
