@@ -1,41 +1,87 @@
 """Vectors of texts by an encoder: those that `embeddings` lacks are made through the gate and kept there."""
 
+import logging
+import math
 import time
 from typing import Literal
 
+from pyspark.resource import ResourceProfile
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from ecomspark import tables
+from ecomspark import parts, tables
 from ecomspark.models.checkpoint import Checkpoint, DataType
 from ecomspark.runs import Run
 from ecomspark.schemas import EMBEDDINGS
 from ecomspark.scoring import EmbedderAt, costs_of, embed_texts
 
+log = logging.getLogger("ecomspark")
 
-def embedded(current: Run, texts: DataFrame, embedder: EmbedderAt, role: Literal["query", "passage"]) -> DataFrame:
+Role = Literal["query", "passage"]
+
+_TEXTS_A_COMMIT = 100_000
+_TEXTS_A_TASK = 2_000
+
+
+def embedder_of(encoder: Checkpoint, data_type: DataType | None, token_budget: int | None) -> EmbedderAt:
+    """An encoder as it travels to executors."""
+    folder = str(encoder.folder.resolve())
+    return EmbedderAt(folder, encoder.scorer_digest, token_budget, data_type, encoder.card.vector_type)
+
+
+def vectors_of(current: Run, scorer_digest: bytes, role: Role) -> DataFrame:
+    """(text_digest, vector) of all that an encoder has embedded in a role."""
+    of_role = (F.col("scorer_digest") == F.lit(scorer_digest)) & (F.col("role") == role)
+    return tables.read_memory(current.warehouse, EMBEDDINGS).where(of_role).select("text_digest", "vector")
+
+
+def lacking_vectors(current: Run, texts: DataFrame, scorer_digest: bytes, role: Role) -> DataFrame:
+    """Those of `texts` (text_digest and more) that the encoder has not embedded in that role, each once."""
+    there = vectors_of(current, scorer_digest, role).select("text_digest")
+    return texts.dropDuplicates(["text_digest"]).join(there, on="text_digest", how="left_anti")
+
+
+def embedded(current: Run, texts: DataFrame, embedder: EmbedderAt, role: Role) -> DataFrame:
     """(text_digest, vector) of all that the encoder has embedded in that role, `texts` (text_digest, text) among them.
 
     A job need not hold the lease of `embeddings`: rows of two writers at once do no harm there.
     """
-    scorer_digest = F.lit(embedder.scorer_digest)
-    of_role = (F.col("scorer_digest") == scorer_digest) & (F.col("role") == role)
-    there = tables.read_memory(current.warehouse, EMBEDDINGS).where(of_role)
-    missing = texts.dropDuplicates(["text_digest"]).join(there.select("text_digest"), on="text_digest", how="left_anti")
-    if not missing.isEmpty():
-        costs, start = costs_of(current.warehouse.spark), time.monotonic()
-        vectors = embed_texts(missing, embedder, role, costs)
-        rows = vectors.select(
+    embed_by_parts(current, lacking_vectors(current, texts, embedder.scorer_digest, role), embedder, role)
+    return vectors_of(current, embedder.scorer_digest, role)
+
+
+def embed_by_parts(
+    current: Run,
+    missing: DataFrame,
+    embedder: EmbedderAt,
+    role: Role,
+    texts_per_commit: int = _TEXTS_A_COMMIT,
+    profile: ResourceProfile | None = None,
+) -> None:
+    """Embed texts part by part, each landed before the next is begun: a death loses the part at hand.
+
+    `missing`: (text_digest, text), each once. Counts what was `embedded`; where nothing is missing, nothing.
+    """
+    warehouse = current.warehouse
+    tables.create(warehouse, EMBEDDINGS)
+    placed = current.keep(missing.withColumn("place", tables.place_of(warehouse, EMBEDDINGS, F.col("text_digest"))))
+    counts = [(row["place"], int(row["count"])) for row in placed.groupBy("place").count().collect()]
+    for part, said in parts.told(parts.cut(counts, texts_per_commit), "texts"):
+        log.info("%s: %s: %s", current.author.job, role, said)
+        mine = placed.where(F.col("place").between(part.first, part.last)).select("text_digest", "text")
+        # A number of partitions that is given is kept: Spark would merge small ones into one long task.
+        tasks = mine.repartition(math.ceil(part.count / _TEXTS_A_TASK), "text_digest")
+        costs, start = costs_of(warehouse.spark), time.monotonic()
+        rows = embed_texts(tasks, embedder, role, costs, profile).select(
             "text_digest",
             F.col("vector").cast("array<float>").alias("vector"),
             F.lit(role).alias("role"),
-            scorer_digest.alias("scorer_digest"),
+            F.lit(embedder.scorer_digest).alias("scorer_digest"),
         )
-        commit = tables.append_memory(current.warehouse, EMBEDDINGS, rows, current.author)
+        commit = tables.append_memory(warehouse, EMBEDDINGS, rows, current.author)
         current.count(embedded=commit.inserted)
         current.commit(commit)
         current.spent(f"embed {role}", costs.value, time.monotonic() - start)
-    return tables.read_memory(current.warehouse, EMBEDDINGS).where(of_role).select("text_digest", "vector")
 
 
 def cosines(
@@ -43,10 +89,9 @@ def cosines(
 ) -> DataFrame:
     """(query_id, item_id, cosine) by an encoder, rounded to six places. `pairs`: as `features.scores.pair_texts` gives
     them, persisted: they are executed several times."""
-    folder, vector_type = str(encoder.folder.resolve()), encoder.card.vector_type
-    embedder = EmbedderAt(folder, encoder.scorer_digest, token_budget, data_type, vector_type)
+    embedder = embedder_of(encoder, data_type, token_budget)
     joined = pairs.select("query_id", "item_id", "query_digest", "passage_digest")
-    roles: tuple[Literal["query", "passage"], ...] = ("query", "passage")
+    roles: tuple[Role, ...] = ("query", "passage")
     for role in roles:
         wanted = pairs.select(F.col(f"{role}_digest").alias("text_digest"), F.col(f"{role}_text").alias("text"))
         vectors = embedded(current, wanted, embedder, role)

@@ -1,7 +1,7 @@
 """Figures of rankings over queries: means, intervals, the final ranking's lead. Plain pandas: no Spark, no models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -95,6 +95,37 @@ def published_figures(published: pd.DataFrame, orders: pd.DataFrame, measures: M
             is_judged = sum(grade != UNJUDGED for grade in grades[: measures.k])
             values.setdefault(f"judged@{measures.k}", []).append(is_judged / measures.k)
     return [_figure(name, "published", of_published, measures) for name, of_published in values.items()]
+
+
+def recall_figures(
+    pairs: pd.DataFrame,
+    sources: Sequence[str],
+    slices: Mapping[str, "pd.Series[bool]"],
+    ks: Sequence[int],
+    measures: Measures,
+    min_queries: int = 1,
+) -> dict[str, list[Figure]]:
+    """First-stage recall@k by slice: of each query's judged relevant items the share among the first k of a source,
+    its mean over the queries that have any. The last of `sources` is the leader that the others are compared with.
+
+    `pairs`: query_id, grade, and for each source the rank at which it found the item, null where it did not. Slices
+    with fewer such queries than `min_queries` are left out.
+    """
+    found: dict[str, list[Figure]] = {}
+    relevant = pairs[pairs["grade"] >= measures.grade_threshold]
+    for name, members in slices.items():
+        of_slice = relevant[members.loc[relevant.index]]
+        count = pairs.loc[members, "query_id"].nunique()
+        if of_slice["query_id"].nunique() < min_queries:
+            continue
+        by_query = of_slice.groupby("query_id", sort=True)
+        for k in ks:
+            shares = {source: (of_slice[source] <= k).groupby(of_slice["query_id"]).mean() for source in sources}
+            for source in sources:
+                leader = None if source == sources[-1] else list(shares[sources[-1]])
+                figure = _figure(f"recall@{k}", source, list(shares[source]), measures, final=leader)
+                found.setdefault(name, []).append(replace(figure, omitted_count=count - by_query.ngroups))
+    return found
 
 
 def as_table(figures: Sequence[Figure]) -> list[str]:

@@ -6,12 +6,14 @@ A query's ranking is given as the gains, or grades, of its items in rank order. 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from math import fsum
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Metric = Callable[[Sequence[float]], float | None]
+Id = TypeVar("Id", str, int)
 
 
 def gain_of(grade: float, gains: Mapping[int, float]) -> float:
@@ -136,6 +138,24 @@ def quadratic_kappa(first: Sequence[int], second: Sequence[int]) -> float:
     one, other = np.array(first, dtype=float), np.array(second, dtype=float)
     expected = np.mean((one[:, None] - other[None, :]) ** 2)
     return float(1.0 - np.mean((one - other) ** 2) / expected)
+
+
+def reciprocal_rank_fusion(ranks: Sequence[Mapping[Id, int]], constant: int = 60) -> dict[Id, float]:
+    """Several rankings of one query as one (Cormack, Clarke & Büttcher 2009): an item's score is the sum of
+    1 / (constant + rank) over the rankings that have it. Best first, ties by id.
+
+    `ranks`: of each ranking the rank by item, 1 is best.
+
+    >>> list(reciprocal_rank_fusion([{"mug": 1, "cup": 2}, {"cup": 1, "jug": 2}]))
+    ['cup', 'mug', 'jug']
+    """
+    parts: dict[Id, list[float]] = {}
+    for ranking in ranks:
+        for item, rank in ranking.items():
+            parts.setdefault(item, []).append(1.0 / (constant + rank))
+    # Rounded: equal sums of other parts (1/84 + 1/84 is 1/63 + 1/126) are a tie, whatever the order of adding.
+    scores = {item: round(fsum(of_item), 12) for item, of_item in parts.items()}
+    return dict(sorted(scores.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 @dataclass(frozen=True)

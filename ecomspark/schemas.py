@@ -634,7 +634,7 @@ UNSERVED_QUERIES = Table(
     columns=(
         column("query_id", _DIGEST, "the query"),
         column("traffic", "bigint", "how often it was asked"),
-        column("reason", "string", "few_lexical_matches and nothing_near, or low_recall where judged"),
+        column("reason", "string", "nothing_near: few lexical matches and no near item; or low_recall, where judged"),
         column("lexical_count", "int", "items that BM25 proposed"),
         column("best_cosine", "double", "of the nearest item", null="no embeddings", difference=_TERM),
         column(
@@ -780,7 +780,11 @@ RUN_METRICS = Table(
         column("job", "string", "the evaluating job"),
         column("run_id", "string", "the evaluating run"),
         column("judgment_set", "string", "the judgments"),
-        column("ranker", "string", "whose order: final, model, bm25, cosine, chance or published; or a checkpoint"),
+        column(
+            "ranker",
+            "string",
+            "whose order: final, model, bm25, cosine, chance or published; embedding or fused; or a checkpoint",
+        ),
         column("metric", "string", "such as ndcg@10"),
         column("slice", "string", "which queries: all, or a part of them, such as traffic=head, items=new"),
         column("value", "double", "mean over the queries; of pooled_auc, over their pairs"),
@@ -791,8 +795,8 @@ RUN_METRICS = Table(
         column(
             "difference",
             "double",
-            "the leader's mean less this one's, over the same queries; the leader is the final ranking, or of two "
-            "checkpoints that are compared the second",
+            "the leader's mean less this one's, over the same queries; the leader is the final ranking, of two "
+            "checkpoints that are compared the second, of sources of candidates all of them fused",
             null="itself",
         ),
         column("difference_low", "double", "lower end of its paired bootstrap interval", null="itself"),
@@ -801,7 +805,7 @@ RUN_METRICS = Table(
             "model_difference",
             "double",
             "the model's own order's mean less this one's: what fine-tuning did",
-            null="itself, the final ranking, or a checkpoint that was compared",
+            null="itself, the final ranking, a source of candidates, or a checkpoint that was compared",
         ),
         column("model_difference_low", "double", "lower end of its paired interval", null="as model_difference"),
         column("model_difference_high", "double", "upper end", null="as model_difference"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 ALL = "all"
-FAMILIES = (ALL, "traffic", "locale", "category", "words", "items")
+FAMILIES = (ALL, "traffic", "locale", "category", "words", "items", "long_tail")
 _REST = "other"
 
 
@@ -24,6 +24,7 @@ class Bounds:
     categories: int = 8
     category_parts: int = 1
     grade_threshold: float = 2
+    few_matches: int = 20
 
 
 def slices_of(pairs: pd.DataFrame, bounds: Bounds) -> dict[str, pd.Series]:
@@ -31,7 +32,8 @@ def slices_of(pairs: pd.DataFrame, bounds: Bounds) -> dict[str, pd.Series]:
     but `items`, which puts each query's items into two.
 
     `pairs`: query_id, item_id, grade, and of the query `traffic`, `locale`, `words` (how many it has), of the item
-    `category` (null: none) and `is_new` (whether no training pair had it; null: not known).
+    `category` (null: none) and `is_new` (whether no training pair had it; null: not known); and where the long tail is
+    wanted `matches`, how many items match the query's words.
     """
     queries = pairs.drop_duplicates("query_id").set_index("query_id").sort_index()
     found = {ALL: pd.Series(True, index=pairs.index)}
@@ -44,6 +46,9 @@ def slices_of(pairs: pd.DataFrame, bounds: Bounds) -> dict[str, pd.Series]:
         found.update(_told_apart(family, pairs["query_id"].map(parts)))
     parts = pairs["is_new"].map({True: "new", False: "seen"})
     found.update(_told_apart("items", parts))
+    if "matches" in pairs:
+        in_tail = pairs["query_id"].map(by_long_tail(queries["traffic"], queries["matches"], bounds))
+        found.update(_told_apart("long_tail", in_tail))
     return found
 
 
@@ -63,6 +68,14 @@ def by_traffic(traffic: pd.Series, head_share: float, tail_share: float) -> pd.S
     part[before >= whole - tail_share * whole] = "tail"
     part[before < head_share * whole] = "head"
     return part
+
+
+def by_long_tail(traffic: pd.Series, matches: pd.Series, bounds: Bounds) -> pd.Series:
+    """yes or no by query: asked little (of the traffic's tail; where all are asked alike, each of them) and with fewer
+    matches than `bounds.few_matches`. `traffic`, `matches`: by query_id."""
+    parts = by_traffic(traffic, bounds.head_share, bounds.tail_share)
+    is_rare = parts.reindex(traffic.index) == "tail" if len(parts) else pd.Series(True, index=traffic.index)
+    return (is_rare & (matches < bounds.few_matches)).map({True: "yes", False: "no"})
 
 
 def by_words(words: pd.Series, longest: int) -> pd.Series:

@@ -8,7 +8,14 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from ecomspark.errors import ContractError
-from ecomspark.evaluation import Measures, as_table, judged_figures, not_shown, published_figures
+from ecomspark.evaluation import (
+    Measures,
+    as_table,
+    judged_figures,
+    not_shown,
+    published_figures,
+    recall_figures,
+)
 
 GAINS = {0: 0.0, 1: 1 / 7, 2: 3 / 7, 3: 1.0}
 MEASURES = Measures(GAINS, k=3, grade_threshold=2, resamples=300, shuffles=50, seed=1)
@@ -127,3 +134,26 @@ def test_grades_that_are_means_are_worth_what_lies_between_and_others_are_refuse
     assert found.value == pytest.approx(((of_one_and_half + of_half / 2) / ideal + 1) / 2, abs=1e-4)
     with pytest.raises(ContractError, match="expected grades from 0 to 3"):
         judged_figures(ORDERS.assign(grade=4.0), MEASURES)
+
+
+def test_recall_of_the_first_stage_is_of_judged_relevant_items_by_slice() -> None:
+    pairs = pd.DataFrame(
+        [
+            ("q1", 3, 1, None, 2), ("q1", 2, 7, 1, 1), ("q1", 0, 2, 2, 3), ("q2", 2, None, 9, 9), ("q3", 1, 1, 1, 1),
+        ],
+        columns=["query_id", "grade", "bm25", "embedding", "fused"],
+    )  # fmt: skip
+    of_q1 = pairs["query_id"] == "q1"
+    slices = {"all": pd.Series(True, index=pairs.index), "words=1": of_q1, "words=2": pairs["query_id"] == "q3"}
+    measures = Measures({0: 0.0, 3: 1.0}, None, 2, 200, 0, 1)
+    found = recall_figures(pairs, ["bm25", "embedding", "fused"], slices, [2, 10], measures)
+    assert set(found) == {"all", "words=1"}, "q3 has nothing relevant"
+    values = {(of.ranker, of.metric): of for of in found["all"]}
+    assert {key: of.value for key, of in values.items()} == {
+        ("bm25", "recall@2"): 0.25, ("embedding", "recall@2"): 0.25, ("fused", "recall@2"): 0.5,
+        ("bm25", "recall@10"): 0.5, ("embedding", "recall@10"): 0.75, ("fused", "recall@10"): 1.0,
+    }  # fmt: skip
+    assert (values["bm25", "recall@2"].query_count, values["bm25", "recall@2"].omitted_count) == (2, 1)
+    assert values["bm25", "recall@2"].difference == 0.25, "by so much the fused order leads"
+    assert values["fused", "recall@2"].difference is None
+    assert set(recall_figures(pairs, ["bm25", "fused"], slices, [2], measures, min_queries=2)) == {"all"}

@@ -11,13 +11,14 @@ PACKAGE = Path(__file__).parent.parent / "ecomspark"
 # A module may import only modules of lower layers, or of its own package (a folder below) or its own layer where said.
 LAYERS = {
     "errors": 0,
-    "text": 1, "metrics": 1, "schemas": 1, "preflight": 1, "sizes": 1,
+    "text": 1, "metrics": 1, "nearest": 1, "schemas": 1, "preflight": 1, "sizes": 1,
     "augmentation": 2, "negatives": 2, "config": 2, "evaluation": 2, "findings": 2, "near_duplicates": 2, "slices": 2,
     "models": 3, "tables": 3, "paired": 3,
     "plans": 4, "features": 4, "resources": 4, "ledger": 4, "parts": 4,
     "holding": 5, "why": 5, "scoring": 5, "pseudonyms": 5,
     "runs": 6,
     "launch": 7, "importing": 7, "training": 7, "tracking": 7, "embedding": 7, "landing": 7,
+    "retrieval": 7,
     "splitting": 8,
     "daemon": 9, "demo_data": 9, "pipelines": 9, "holds": 9, "model_list": 9,
     "doctor": 10, "explain": 10, "compare": 10,
@@ -31,7 +32,7 @@ SPARK = {"pyspark", "py4j", "delta"}
 MODELS = {"torch", "transformers", "sentence_transformers", "safetensors", "tokenizers", "accelerate", "peft"}
 PURE = {
     "text", "metrics", "config", "schemas", "errors", "preflight", "evaluation", "findings",
-    "sizes", "augmentation", "negatives", "near_duplicates", "slices", "paired",
+    "sizes", "augmentation", "negatives", "near_duplicates", "nearest", "slices", "paired",
 }  # fmt: skip
 
 

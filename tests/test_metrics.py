@@ -106,3 +106,16 @@ def test_a_mean_of_judges_is_worth_what_lies_between_its_neighbours(grade: float
 def test_a_grade_off_the_scale_is_worth_nothing_that_is_known(grade: float) -> None:
     with pytest.raises(ValueError, match="from 1 to 3"):
         metrics.gain_of(grade, {1: 0.0, 2: 0.2, 3: 1.0})
+
+
+def test_fused_ranks_are_the_sums_of_their_reciprocals_and_ties_are_broken_by_id() -> None:
+    fused = metrics.reciprocal_rank_fusion([{"b": 1, "a": 2, "c": 3}, {"a": 1, "b": 2, "d": 3}])
+    assert list(fused) == ["a", "b", "c", "d"], "a and b are tied, and so are c and d"
+    assert fused["a"] == fused["b"] == pytest.approx(1 / 61 + 1 / 62)
+    assert metrics.reciprocal_rank_fusion([]) == {}
+
+
+@given(st.permutations([{1: 1, 2: 2, 3: 3}, {3: 1, 1: 7, 2: 9}, {2: 1, 3: 5, 1: 4}]), st.integers(0, 100))
+def test_the_order_of_the_fused_rankings_is_no_matter(ranks: list[dict[int, int]], constant: int) -> None:
+    one, other = (metrics.reciprocal_rank_fusion(of, constant) for of in (ranks, ranks[::-1]))
+    assert list(one.items()) == list(other.items())

@@ -68,3 +68,12 @@ def test_a_family_is_left_out_where_the_data_do_not_tell_its_parts_apart() -> No
     assert list(slices_of(alike.assign(is_new=None), Bounds())) == ["all"], "not known what they were trained on"
     some = slices_of(alike.assign(category=["Home", *[None] * 6]), Bounds())
     assert list(some) == ["all", "category=Home"], "of the other queries nothing is known"
+
+
+def test_the_long_tail_is_asked_little_and_matched_little() -> None:
+    matches = PAIRS["query_id"].map({"q1": 3, "q2": 90, "q3": 4, "q4": 90})
+    with_matches = PAIRS.assign(matches=matches)
+    assert members("long_tail=yes", with_matches, few_matches=5) == ["q3d"], "q1 is asked often, q4 matched often"
+    assert "long_tail=yes" not in slices_of(PAIRS, Bounds()), "where matches are not known"
+    alike = with_matches.assign(traffic=1)
+    assert members("long_tail=yes", alike, few_matches=5) == ["q1a", "q1b", "q1c", "q3d"], "all are asked alike"

@@ -58,6 +58,7 @@ from ecomspark.schemas import (
     TERMS,
     TEXTS,
     UNREFERENCED,
+    UNSERVED_QUERIES,
     Table,
 )
 from ecomspark.tables import Commit, Snapshot, Warehouse
@@ -98,8 +99,14 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
             SPLITS,
             TERMS,
             TEXTS,
+            EMBEDDINGS,
         ),
         (CANDIDATES, COLLECTION_STATISTICS),
+    ),
+    "embed_texts": ((ITEMS, QUERIES, TEXTS, EMBEDDINGS), (EMBEDDINGS,)),
+    "evaluate_retrieval": (
+        (JUDGMENTS, SPLITS, QUERIES, ITEMS, COLLECTION_STATISTICS, TERMS, TEXTS, EMBEDDINGS),
+        (RUN_METRICS, UNSERVED_QUERIES),
     ),
     "score_candidates": ((CANDIDATES, QUERIES, ITEMS, SCORES, TEXTS, RANKINGS), (SCORES,)),
     "rank_candidates": (
