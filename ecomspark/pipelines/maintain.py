@@ -31,6 +31,7 @@ from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import (
     CANDIDATES,
     COLLECTION_STATISTICS,
+    CONSENTS,
     EMBEDDINGS,
     HOLDS,
     INTERACTIONS,
@@ -40,6 +41,8 @@ from ecomspark.schemas import (
     KEPT_BACK,
     LEASES,
     NEXT_ITEMS,
+    PERSONAL_RANKINGS,
+    PROFILES,
     QUERIES,
     QUERY_ALIASES,
     RANKINGS,
@@ -47,6 +50,8 @@ from ecomspark.schemas import (
     RUNS,
     SCORES,
     SEQUENCE_STATES,
+    SESSIONS,
+    SHOPPER_LINKS,
     SPLITS,
     TABLES,
     TERMS,
@@ -107,6 +112,22 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
     "compare_checkpoints": (
         (JUDGMENTS, SPLITS, QUERIES, ITEMS, TEXTS, SCORES, EMBEDDINGS),
         (SCORES, EMBEDDINGS, RUN_METRICS),
+    ),
+    "personalise_rankings": (
+        (
+            RANKINGS,
+            PROFILES,
+            SESSIONS,
+            CONSENTS,
+            SHOPPER_LINKS,
+            ITEMS,
+            QUERIES,
+            TEXTS,
+            EMBEDDINGS,
+            PERSONAL_RANKINGS,
+            HOLDS,
+        ),
+        (PERSONAL_RANKINGS,),
     ),
 }
 
