@@ -113,7 +113,7 @@ class Config(Settings):
     )
     pairs: Source | None = setting(None, "a source of pairs of a shopper and a query; null: none")
     columns: dict[str, ColumnMap] = setting(
-        {name: ColumnMap(source=name) for name in PAIRS.key},
+        {name: ColumnMap.model_validate(name) for name in PAIRS.key},
         "of `pairs`: column of ours to where it comes from, as import jobs have it",
     )
     shoppers: list[str] = setting([], "pseudonyms of shoppers who get rankings of the queries named below")

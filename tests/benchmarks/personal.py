@@ -1,9 +1,9 @@
 """Personal ranking against the general one on the Online Retail log: MRR of what a customer bought next.
 
-    make figures OUT=figures.json ONLY=personal
+    make figures OUT=figures.json ONLY=shoppers
 
 No set here has queries, texts and behaviour together, so the queries are GENERATED: the last two words of the bought
-item's title (`head`: red retrospot, t light holder), or of its words the one that most titles have (`kind`: bag, heart).
+item's title (`head`: red retrospot, light holder), or of its words the one that most titles have (`kind`: bag, heart).
 Each distinct item of a customer's held-out basket is asked for once; customers count alike, whatever they bought.
 
 Held out for the figure is the last basket of every customer who has an earlier one; weights are chosen on the basket
@@ -247,15 +247,16 @@ def figures(folder: Path) -> Iterator[tuple[str, float, str]]:
     back = baskets.groupby("customer").cumcount(ascending=False)
     size = baskets.groupby("customer")["invoice"].transform("size")
     last, before = (baskets[(back == n) & (size >= n + 2)].set_index("customer")["invoice"] for n in (0, 1))
-    for how in ("head", "kind"):
-        heads = generated(how, shop_titles)
-        texts = sorted(set(heads) - {""})
-        name, items, asked = vectors(folder, list(shop_titles), texts)
-        shop = Shop(list(shop_titles.index), items, {text: n for n, text in enumerate(texts)}, asked,
-                    bm25(list(shop_titles), texts), Policy())  # fmt: skip
+    queries = {how: generated(how, shop_titles) for how in ("head", "kind")}
+    texts = sorted({text for of in queries.values() for text in of} - {""})
+    name, items, asked = vectors(folder, list(shop_titles), texts)
+    lexical = bm25(list(shop_titles), texts)
+    places = {text: n for n, text in enumerate(texts)}
+    shop = Shop(list(shop_titles.index), items, places, asked, lexical, Policy())
+    for how, heads in queries.items():
         weights = chosen(ask(lines, before, heads, shop))
-        yield from _measured(f"personal ranking, generated queries ({how}), {name}", ask(lines, last, heads, shop),
-                             weights, "> 0" if how == "head" else "")  # fmt: skip
+        said, must = f"personal ranking, generated queries ({how}), {name}", "> 0" if how == "head" else ""
+        yield from _measured(said, ask(lines, last, heads, shop), weights, must)
 
 
 def chosen(asked: Asked) -> Weights:

@@ -58,7 +58,7 @@ def test_bands_are_never_crossed_and_the_order_is_that_of_the_plain_formula(spar
     """Forty items with random bands, stock, terms and cosines, three weightings; the figures' numpy orders alike."""
     from personal import Asked
 
-    draw = random.Random(7)  # noqa: S311 - an example, not a secret
+    draw = random.Random(7)
     count, query = 40, bytearray(b"q" * 16)
     items = [f"i{n:02}" for n in range(count)]
     band, out = [draw.randint(0, 3) for _ in items], [draw.random() < 0.2 for _ in items]

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -135,7 +134,7 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module")
-def shop(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def shop(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """ann consents, and so does an id of hers that retired; bob refused; cat has no profile; dan's is another encoder's;
     nobody heard of eve; fay likes the other things."""
     made = Shop(spark, tmp_path_factory.mktemp("personal"))
@@ -168,7 +167,7 @@ def shop(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]
     made.put_session(CANARY, 3, "b")
     made.put_session(CANARY, 2, "a")
     made.name(*PAIRS)
-    yield made
+    return made
 
 
 # One after the other: each goes on from what the one before it left.
