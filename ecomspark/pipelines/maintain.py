@@ -125,6 +125,22 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
         (CONSENTS, SHOPPER_LINKS, SESSIONS, PROFILES, NEXT_ITEMS, OUTLOOKS, PERSONAL_RANKINGS, SEQUENCE_STATES),
         (SESSIONS, PROFILES, NEXT_ITEMS, OUTLOOKS, PERSONAL_RANKINGS, SEQUENCE_STATES),
     ),
+    "personalise_rankings": (
+        (
+            RANKINGS,
+            PROFILES,
+            SESSIONS,
+            CONSENTS,
+            SHOPPER_LINKS,
+            ITEMS,
+            QUERIES,
+            TEXTS,
+            EMBEDDINGS,
+            PERSONAL_RANKINGS,
+            HOLDS,
+        ),
+        (PERSONAL_RANKINGS,),
+    ),
 }
 
 # Read at their newest version only, and written without a lease by runs that are under way: their properties are left
