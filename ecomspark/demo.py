@@ -1,5 +1,9 @@
-"""`ecomspark demo`: every job on the sample shop in one session, then what came out. The one place that shows texts."""
+"""`ecomspark demo`: every job on the sample shop in one session, then what came out. The one place that shows texts,
+and what is known of shoppers: those of a public log, where customers are numbers."""
 
+import json
+import secrets
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -14,18 +18,37 @@ from ecomspark.benchmark import figure_lines, told
 from ecomspark.config import Settings
 from ecomspark.explain import as_lines as explained
 from ecomspark.explain import explain
+from ecomspark.features.profiles import newest_profiles
 from ecomspark.ledger import OVER
 from ecomspark.plans import as_lines
-from ecomspark.schemas import ITEMS, QUERIES, RANKINGS, RUNS, SPLITS, Table
+from ecomspark.pseudonyms import Shoppers, pseudonym_of
+from ecomspark.schemas import (
+    ITEMS,
+    NEXT_ITEMS,
+    OUTLOOKS,
+    PERSONAL_RANKINGS,
+    PROFILES,
+    QUERIES,
+    RANKINGS,
+    RUNS,
+    SPLITS,
+    Table,
+)
 from ecomspark.tables import Snapshot, Warehouse
 
 JOBS = (
     "import_online_retail", "import_queries", "import_judgments", "import_checkpoint", "build_texts",
     "finetune_cross_encoder", "build_candidates", "score_candidates", "rank_candidates", "evaluate_rankings",
+    "import_consents", "embed_texts", "build_sessions", "finetune_sequence", "score_next_items", "build_profiles",
+    "personalise_rankings",
 )  # fmt: skip
 ALL_JOBS = (*JOBS, "import_items")  # the second day's catalogue comes as one
 AS_OF = date(2011, 11, 1)  # the log ends on 31 October 2011
 _EDITED = 3
+
+# Customers of the log with some baskets each, as it numbers them; the last one's no is in demo_data/consents.csv.
+_SHOPPERS = ("17512", "12901", "12877")
+_KEY_BYTES = 32
 
 _SHOWN_QUERIES = 3
 _SHOWN_ITEMS = 5
@@ -37,8 +60,10 @@ def show(path: Path, run_id: str, overrides: Sequence[str], pipelines: Mapping[s
     launch.log_to_stderr("text")
     start = time.monotonic()
     with launch.ending_well() as ended:
+        named = _pseudonyms(launch.load_settings(pipelines[JOBS[0]], path, overrides))
+        overrides = [*overrides, f"personalise_rankings.shoppers={json.dumps(named)}"]
         settings = {job: launch.load_settings(pipelines[job], path, overrides) for job in JOBS}
-        shared = settings[JOBS[-1]]
+        shared = settings["evaluate_rankings"]
         with launch.spark_session("demo", shared) as spark:
             is_done_already = True
             for number, job in enumerate(JOBS, start=1):
@@ -47,6 +72,7 @@ def show(path: Path, run_id: str, overrides: Sequence[str], pipelines: Mapping[s
             warehouse = Warehouse(spark, shared.warehouse, shared.buckets)
             _show_rankings(warehouse, settings["evaluate_rankings"])
             _show_figures(warehouse, run_id)
+            _show_shoppers(warehouse, settings["personalise_rankings"], named)
             _second_day(warehouse, pipelines, settings, f"{run_id}-day-2")
         if is_done_already:
             print(
@@ -54,6 +80,16 @@ def show(path: Path, run_id: str, overrides: Sequence[str], pipelines: Mapping[s
             )
         _show_ways_on(shared, time.monotonic() - start)
     return ended.status
+
+
+def _pseudonyms(importing: Any) -> list[str]:
+    """The pseudonyms of the customers that are shown; the key is made the first time."""
+    shoppers: Shoppers = importing.shoppers
+    if not shoppers.key_file.exists():
+        shoppers.key_file.parent.mkdir(parents=True, exist_ok=True)
+        shoppers.key_file.touch(mode=0o600)
+        shoppers.key_file.write_bytes(secrets.token_bytes(_KEY_BYTES))
+    return [pseudonym_of(customer, shoppers) for customer in _SHOPPERS]
 
 
 def _second_day(
@@ -133,6 +169,66 @@ def _print_ranking(query: Row, rows: Sequence[Row]) -> None:
         terms = "  ".join(f"{row[term]:7.4f}" if term != "band" else f"{row[term]:7d}" for term in _TERMS)
         sold = f"{row['title'].strip()}, £{row['price']:.2f}, {row['sold_count']:,}"
         print(f"   {row['rank']:4d} {row['final_score']:8.4f} = {terms}   {row['logit']:7.3f}  {sold}")
+
+
+def _show_shoppers(warehouse: Warehouse, settings: Any, named: Sequence[str]) -> None:
+    """Two shoppers' profiles in words, what they may want next, and one query ranked for each beside a third shopper
+    who said no."""
+    titles = {row["item_id"]: row["title"].strip() for row in _newest(warehouse, ITEMS).collect()}
+    profiles = {row["shopper_id"]: row for row in newest_profiles(_newest(warehouse, PROFILES), AS_OF).collect()}
+    outlooks = {row["shopper_id"]: row for row in _newest(warehouse, OUTLOOKS).orderBy("as_of_date").collect()}
+    print("\nTwo customers of the log, under pseudonyms, and a third who said no to being known (invented)")
+    for name in named:
+        print(f"\n  {_short(name)}")
+        if name not in profiles:
+            print("   no consent: no profile, no next items, and the ranking that everybody gets")
+            continue
+        print(
+            textwrap.fill(
+                _in_words(profiles[name], outlooks.get(name)), 116, initial_indent="   ", subsequent_indent="   "
+            )
+        )
+        newest = _newest(warehouse, NEXT_ITEMS).where(F.col("shopper_id") == name).orderBy(F.desc("as_of_date"), "rank")
+        items = [
+            f"{titles.get(row['item_id'], '?')} ({row['confidence']:.1%})"
+            for row in newest.limit(_SHOWN_ITEMS).collect()
+        ]
+        print(textwrap.fill(f"may want next: {'; '.join(items)}", 116, initial_indent="   ", subsequent_indent="   "))
+    query = settings.queries[0]
+    of_query = _newest(warehouse, PERSONAL_RANKINGS).join(
+        _newest(warehouse, QUERIES).where(F.col("query_text") == query.text).select("query_id"),
+        on="query_id",
+        how="inner",
+    )
+    shown = of_query.where(F.col("audience").isin(list(named)) & (F.col("rank") <= _SHOWN_ITEMS)).collect()
+    print(f"\n  {query.text}, ranked for each; in brackets the place that everybody sees the item at")
+    print("   " + "".join(f"{_short(name):<38}" for name in named))
+    for rank in range(1, _SHOWN_ITEMS + 1):
+        cells = []
+        for name in named:
+            row = next((row for row in shown if row["audience"] == name and row["rank"] == rank), None)
+            cells.append("" if row is None else f"{titles.get(row['item_id'], '?')[:30]} ({row['general_rank']})")
+        print("   " + "".join(f"{cell:<38}" for cell in cells))
+
+
+def _short(pseudonym: str) -> str:
+    return f"shopper {pseudonym[:13]}…"
+
+
+def _in_words(profile: Row, outlook: Row | None) -> str:
+    """What a profile says, in a few sentences."""
+    bands = sorted(profile["price_band_weights"].items(), key=lambda band: (-band[1], band[0]))
+    said = (
+        f"{profile['basket_count']:,} baskets with {profile['basket_items'] or 0:.0f} items each, "
+        f"{profile['repeat_share'] or 0:.0%} of the lines bought before; last seen {profile['last_at']:%d %B}; "
+        f"mostly at £{bands[0][0] if bands else '?'}; interested in {', '.join(profile['interests']) or 'nothing yet'}"
+    )
+    if outlook is not None and outlook["drift"] is not None:
+        said += (
+            f"; the last baskets lie {outlook['drift']:.2f} from those before "
+            f"(0 the same, {outlook['drift_low']:.2f} to {outlook['drift_high']:.2f})"
+        )
+    return said + "."
 
 
 def _show_figures(warehouse: Warehouse, run_id: str) -> None:

@@ -135,6 +135,11 @@ def made(ids: pa.Array, key: bytes, key_id: str) -> pa.Array:
     return pa.array(names, pa.string()).take(encoded.indices)
 
 
+def pseudonym_of(shopper: str, shoppers: Shoppers) -> str:
+    """The pseudonym of one id that is not blank. Raises ConfigError without a key."""
+    return str(made(pa.array([shopper]), read_key(shoppers.key_file), shoppers.key_id)[0])
+
+
 def mark_of(key: bytes) -> str:
     """What tells keys apart and says nothing of them: the HMAC of a fixed text."""
     return _hmac(key, "ecomspark: which key")[_PSEUDONYM_BYTES:].hex()
