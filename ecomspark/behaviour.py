@@ -14,12 +14,13 @@ from ecomspark.tables import Snapshot
 
 def changes_of(current: Run, since: Watermark, columns: Mapping[Table, tuple[str, ...]]) -> dict[str, DataFrame] | None:
     """What changed in each of some tables that moved since a watermark; see `tables.changes`. None when that cannot be
-    known of one of them. A table that was not there, and is not there, has not moved."""
+    known of one of them. A table that was not there, and is not there, has not moved; of one that came all is new."""
     changed = {}
     for table, of_table in columns.items():
-        if current.inputs[table.name] == since.inputs.get(table.name):
+        read, now = since.inputs.get(table.name), current.inputs[table.name]
+        if read == now:
             continue
-        rows = current.changes(table, since, of_table)
+        rows = current.between(table, read or (now and Snapshot(now.table_id, 0)), now, of_table)
         if rows is None:
             return None
         changed[table.name] = rows
