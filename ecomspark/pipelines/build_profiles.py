@@ -56,6 +56,11 @@ READS = (INTERACTIONS, CONSENTS, SHOPPER_LINKS, ITEMS, SESSIONS, NEXT_ITEMS, TEX
 
 PUBLISHES = (PROFILES,)
 
+_READ_OF_A_STEP = (
+    "shopper_id", "interaction_id", "kind", "item_id", "occurred_at", "quantity", "price", "currency", "basket_id",
+    "rating", "dwell_seconds",
+)  # fmt: skip
+
 
 class Config(ProfileRules, Settings):
     """What a profile is made of, of whose behaviour, and how long it is kept."""
@@ -285,11 +290,12 @@ def _publish(current: Run, work: Work, config: Config, encoder: Checkpoint | Non
 
 def _made(current: Run, allowed: DataFrame, as_of: date, config: Config, encoder: Checkpoint | None) -> DataFrame:
     """The profiles of some people as of a day: rows of `profiles` without changed_by."""
-    logged = current.read(INTERACTIONS).withColumn("own_id", F.col("shopper_id"))
+    logged = current.read(INTERACTIONS).select(*_READ_OF_A_STEP, F.col("shopper_id").alias("own_id"))
     history = until_day(of_people(logged, allowed), as_of, config.time_zone)
     if config.leaves_out_bots:
         sessions = current.read_if_there(SESSIONS)
         history = without_bots(history, sessions, as_of, config.gap_minutes, config.time_zone)
+    history = current.keep(history)  # read once: a profile is put together from several groupings of it
     items, vectors, scorer_digest = current.read(ITEMS), None, None
     if encoder is not None:
         scorer_digest = encoder.scorer_digest
