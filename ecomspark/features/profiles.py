@@ -24,12 +24,13 @@ from ecomspark.schemas import PROFILES
 
 _MICROS_A_DAY = 86_400_000_000
 _WHOLE = 1_000_000_000
+_MILLION = 1_000_000
 _DECIMALS = 6
 _LONGEST_SECONDS = 86_400  # that are believed of one interaction: a page left open over the weekend is not read
 _KEY = ("shopper_id", "as_of_date")
 
 # A word of two letters or more with no digit beside it: `12cm` and `No.3` are none.
-_WORD = r"(?<![\p{L}\p{M}\p{N}])\p{L}[\p{L}\p{M}]+(?![\p{L}\p{M}\p{N}])"
+_WORD = r"(?<![\p{L}\p{M}\p{N}])\p{L}[\p{L}\p{M}]+(?![\p{L}\p{M}]|\.?\p{N})"
 
 
 class ProfileRules(Section):
@@ -141,7 +142,7 @@ def profiles_of(
         profiles = profiles.withColumn("vector", F.lit(None).cast("array<float>"))
     else:
         profiles = profiles.join(_vectors(by_item, vectors), on="shopper_id", how="left")
-    no_weights = F.expr("CAST(map() AS map<string,double>)")
+    no_weights = F.map_from_arrays(F.array().cast("array<string>"), F.array().cast("array<double>"))
     given = {
         "basket_count": F.coalesce("basket_count", F.lit(0).cast("bigint")),
         "return_share": F.when(
@@ -223,10 +224,11 @@ def _own_price() -> Column:
 def _activity(lines: DataFrame, time_zone: str) -> DataFrame:
     """How much a shopper did, and when."""
     # Sums of whole milliseconds and millionths of stars: doubles would come out otherwise in another order.
-    dwell = F.round(F.least("dwell_seconds", F.lit(float(_LONGEST_SECONDS))) * 1_000).cast("bigint")
-    stars = F.least(F.greatest("rating", F.lit(1.0)), F.lit(5.0))
-    tone = F.round((stars - 3) / 2 * 1_000_000).cast("bigint")
+    believed = F.least("dwell_seconds", F.lit(float(_LONGEST_SECONDS)))  # the least of null and a number is the number
+    dwell = F.when(F.col("dwell_seconds").isNotNull(), F.round(believed * 1_000).cast("bigint"))
     is_review = F.col("kind") == "review"
+    stars = F.least(F.greatest("rating", F.lit(1.0)), F.lit(5.0))
+    tone = F.when(is_review & F.col("rating").isNotNull(), F.round((stars - 3) / 2 * _MILLION).cast("bigint"))
     step = F.struct(F.unix_micros("occurred_at").alias("at"), F.col("interaction_id").alias("id"))
     found = lines.groupBy("shopper_id").agg(
         F.array_sort(F.collect_list(step)).alias("_steps"),
@@ -239,7 +241,7 @@ def _activity(lines: DataFrame, time_zone: str) -> DataFrame:
         F.max("occurred_at").alias("last_at"),
         (F.sum(dwell) / 1_000).alias("browse_seconds"),
         F.count_if(is_review).alias("review_count"),
-        _rounded(F.sum(F.when(is_review, tone)) / 1_000_000 / F.count(F.when(is_review, tone))).alias("review_tone"),
+        _rounded(F.sum(tone) / _MILLION / F.count(tone)).alias("review_tone"),
     )
     spelled = F.transform("_steps.id", lambda id: F.concat(F.octet_length(id).cast("string"), F.lit(":"), id))
     return found.withColumn("history_digest", digest_of(F.concat_ws("", spelled))).drop("_steps")
