@@ -18,7 +18,7 @@ LAYERS = {
     "holding": 5, "why": 5, "scoring": 5, "pseudonyms": 5,
     "runs": 6,
     "launch": 7, "importing": 7, "training": 7, "tracking": 7, "embedding": 7, "landing": 7,
-    "retrieval": 7,
+    "retrieval": 7, "behaviour": 7,
     "splitting": 8,
     "daemon": 9, "demo_data": 9, "pipelines": 9, "holds": 9, "model_list": 9,
     "doctor": 10, "explain": 10, "compare": 10,

@@ -60,6 +60,14 @@ def people(links: DataFrame) -> DataFrame:
     return marked.select("shopper_id", F.first("shopper_id").over(first).alias("person_id"))
 
 
+def same_people(ids: DataFrame, links: DataFrame) -> DataFrame:
+    """(shopper_id) of some ids and of all that are linked to one of them, each once. Executes `links` as `people`."""
+    linked = people(links)
+    known = linked.join(ids, on="shopper_id", how="left_semi").select("person_id").distinct()
+    theirs = linked.join(known, on="person_id", how="left_semi").select("shopper_id")
+    return ids.select("shopper_id").unionByName(theirs).distinct()
+
+
 def consenting(consents: DataFrame, links: DataFrame, purpose: str) -> DataFrame:
     """(shopper_id, person_id): the ids whose history may be used, and the id that it is told under.
 

@@ -108,6 +108,22 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
         (JUDGMENTS, SPLITS, QUERIES, ITEMS, COLLECTION_STATISTICS, TERMS, TEXTS, EMBEDDINGS),
         (RUN_METRICS, UNSERVED_QUERIES),
     ),
+    "build_sessions": ((INTERACTIONS, CONSENTS, SHOPPER_LINKS, SESSIONS), (SESSIONS,)),
+    "build_profiles": (
+        (
+            INTERACTIONS,
+            CONSENTS,
+            SHOPPER_LINKS,
+            ITEMS,
+            SESSIONS,
+            NEXT_ITEMS,
+            SEQUENCE_STATES,
+            TEXTS,
+            EMBEDDINGS,
+            PROFILES,
+        ),
+        (PROFILES,),
+    ),
     "score_candidates": ((CANDIDATES, QUERIES, ITEMS, SCORES, TEXTS, RANKINGS), (SCORES,)),
     "rank_candidates": (
         (CANDIDATES, QUERIES, ITEMS, SCORES, TEXTS, RANKINGS, KEPT_BACK, HOLDS),
