@@ -81,8 +81,7 @@ class Card(BaseModel):
         default=None, description="of a sequence model: items of a history that it reads, the newest"
     )
     text_scorer_digest: str = Field(
-        default="",
-        description="of a sequence model: scorer_digest, in hex, of the encoder of items' vectors",
+        default="", description="of a sequence model: scorer_digest, in hex, of the encoder whose item vectors it reads"
     )
     confidence: Confidence = Field(default=Confidence(), description="of a sequence model: how sure its lists are")
     data: dict[str, dict[str, Any]] = Field(default={}, description="tables that it was trained on: id and version")
