@@ -93,7 +93,7 @@ class Card(BaseModel):
 
     @property
     def scorer_digest(self) -> bytes:
-        """128 bits over all that decides what the model says of a text, or of a history; not the card's metrics, data or
+        """128 bits over all that decides what the model says of a text or a history; not the card's metrics, data or
         calibration."""
         if self.kind == "sequence":
             of_texts = {"text_scorer": self.text_scorer_digest, "max_items": self.max_items}
