@@ -117,6 +117,19 @@ class EmbedderAt:
         return load(Path(self.folder), self.scorer_digest, gpu_of_task() or "cpu", self.token_budget, self.data_type)
 
 
+@dataclass(frozen=True)
+class SequenceAt:
+    """A sequence model's checkpoint, as it travels to executors."""
+
+    folder: str
+    scorer_digest: bytes
+
+    def load(self) -> Any:
+        from ecomspark.models.sequence import load  # torch: in the worker only
+
+        return load(Path(self.folder), self.scorer_digest, gpu_of_task() or "cpu")
+
+
 class CostsSum(AccumulatorParam[Costs]):
     """Adds up what tasks cost. A task that failed is not in it; one that Spark ran again counts again."""
 

@@ -23,6 +23,7 @@ from ecomspark.text import TextRecipe, settings_digest
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
+ITEMS = "items.json"  # of a sequence model: the ids of the items that it learnt, in the order of its rows
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 # A text is read up to so many characters a token of its cap: real text has 2 to 5, so a cap is reached long before, and
@@ -39,12 +40,22 @@ _HEADS = ("classifier", "score", "out_proj")
 _MIB = 1024 * 1024
 
 
+class Confidence(BaseModel):
+    """How sure a sequence model may be of its lists, fitted on validation: a softmax's temperature, and for lists of
+    some lengths the mass that it gives them to the share of them that held the next item, rising."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    maps: dict[Annotated[int, Field(ge=1)], list[tuple[float, float]]] = {}
+
+
 class Card(BaseModel):
     """What a checkpoint is and where it comes from. The keys that decide a logit or a vector are in `scorer_digest`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["encoder", "cross_encoder"]
+    kind: Literal["encoder", "cross_encoder", "sequence"]
     base: str = Field(description="what it was made of: a checkpoint's name, or where the weights come from")
     recipe: TextRecipe = Field(default=TextRecipe(), description="how its texts are made")
     max_tokens: Annotated[int, Field(gt=4)] = Field(
@@ -63,6 +74,16 @@ class Card(BaseModel):
     vector_type: VectorType = Field(default="float32", description="of an encoder's vectors as they are stored")
     query_prefix: str = Field(default="", description="put before a query that is embedded")
     passage_prefix: str = Field(default="", description="put before a passage that is embedded")
+    architecture: Literal["transformer", "gru", "both"] | None = Field(
+        default=None, description="of a sequence model: what reads the items; both: two of them, their scores averaged"
+    )
+    max_items: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="of a sequence model: items of a history that it reads, the newest"
+    )
+    text_scorer_digest: str = Field(
+        default="", description="of a sequence model: scorer_digest, in hex, of the encoder whose item vectors it reads"
+    )
+    confidence: Confidence = Field(default=Confidence(), description="of a sequence model: how sure its lists are")
     data: dict[str, dict[str, Any]] = Field(default={}, description="tables that it was trained on: id and version")
     settings: dict[str, Any] = Field(default={}, description="training settings")
     training_digest: str = Field(default="", description="names the settings, data and base that it was trained from")
@@ -72,7 +93,13 @@ class Card(BaseModel):
 
     @property
     def scorer_digest(self) -> bytes:
-        """128 bits over all that decides what the model says of a text; not the card's metrics, data or calibration."""
+        """128 bits over all that decides what the model says of a text or a history; not the card's metrics, data or
+        calibration."""
+        if self.kind == "sequence":
+            of_texts = {"text_scorer": self.text_scorer_digest, "max_items": self.max_items}
+            return settings_digest(
+                {"kind": self.kind, "files": self.files, "architecture": self.architecture, **of_texts}
+            )
         deciding: dict[str, object] = {
             "kind": self.kind,
             "files": self.files,
@@ -93,6 +120,8 @@ class Card(BaseModel):
 
     @property
     def calibration_digest(self) -> bytes:
+        if self.kind == "sequence":
+            return settings_digest({"confidence": self.confidence.model_dump(mode="json")})
         return settings_digest({"calibration": [list(point) for point in self.calibration]})
 
 
@@ -262,6 +291,42 @@ def _altered(folder: Path, card: Card) -> list[str]:
 
 
 def _inconsistent(folder: Path, card: Card) -> list[str]:
+    return _of_sequence(folder, card) if card.kind == "sequence" else _of_texts(folder, card)
+
+
+def _of_sequence(folder: Path, card: Card) -> list[str]:
+    if not all((folder / name).is_file() for name in ("config.json", WEIGHTS, ITEMS)):
+        return [f"expected config.json, {WEIGHTS} and {ITEMS}"]
+    try:
+        shapes = tensors(folder / WEIGHTS)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        item_ids = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
+        found = {"architecture": config["architecture"], "max_items": config["max_items"]}
+        has_texts, item_count = bool(config["text_width"]), config["item_count"]
+    except CheckpointError as error:
+        return [str(error)]
+    except (ValueError, KeyError, TypeError):
+        return [f"config.json, {ITEMS} or the header of {WEIGHTS} is not what it should be"]
+    faults = []
+    if not isinstance(item_ids, list) or not all(isinstance(item_id, str) for item_id in item_ids):
+        faults.append(f"{ITEMS}: expected a list of ids")
+    elif len(set(item_ids)) < len(item_ids) or len(item_ids) != item_count:
+        faults.append(f"{ITEMS}: expected {item_count} different ids, found {len(set(item_ids))} in {len(item_ids)}")
+    rows = {shape[0] for name, shape in shapes.items() if name.endswith("embedding.weight")}
+    if rows != {item_count}:
+        faults.append(f"{WEIGHTS}: expected the vectors of {item_count} items, found {sorted(rows)}")
+    for name, value in found.items():
+        if value != getattr(card, name):
+            faults.append(f"{CARD}: {name}: expected {value}, as config.json has it, found {getattr(card, name)}")
+    if has_texts != bool(card.text_scorer_digest):
+        faults.append(f"{CARD}: text_scorer_digest: expected {'one' if has_texts else 'none'}, as config.json says")
+    maps = card.confidence.maps.values()
+    if not maps or any(len(points) < 2 or sorted(points) != points for points in maps):
+        faults.append(f"{CARD}: confidence: expected maps of at least two rising points")
+    return faults
+
+
+def _of_texts(folder: Path, card: Card) -> list[str]:
     if not all((folder / name).is_file() for name in ("config.json", WEIGHTS, "tokenizer.json")):
         return ["expected config.json, model.safetensors and tokenizer.json"]
     try:
