@@ -1,7 +1,7 @@
 """What a shopper is likely to do: linear models over a few numbers, small enough to be applied as a Spark expression.
 
 A set of them is one JSON file, `chances.json`, in a folder of the models folder: features, weights, calibration,
-metrics, the versions of what it was trained on, sealed with a digest that is looked at when it is opened. No Spark here.
+metrics, the versions of what it was trained on, sealed with a digest that is looked at when it is opened. No Spark.
 """
 
 import json
@@ -31,12 +31,13 @@ Kind = Literal["session_purchase", "purchase", "return"]
 # What they mean stands in `features.chances`. A change of meaning raises RECIPE: an older set is refused then.
 RECIPE = 1
 SESSION_FEATURES = (
-    "events", "items", "clicks", "carts", "favourites", "purchases", "carts_open", "item_events", "item_carts", "seconds",
-    "pause", "is_cart", "is_favourite", "is_purchase",
+    "events", "items", "clicks", "carts", "favourites", "purchases", "carts_open", "item_events", "item_carts",
+    "seconds", "pause", "is_cart", "is_favourite", "is_purchase",
 )  # fmt: skip
 SHOPPER_FEATURES = (
-    "days_since_event", "days_since_purchase", "days_known", "events", "events_30", "baskets", "baskets_30", "baskets_90",
-    "lines", "items", "returns", "returns_90", "clicks", "carts", "favourites", "has_bought", "overdue", "return_share",
+    "days_since_event", "days_since_purchase", "days_known", "events", "events_30", "baskets", "baskets_30",
+    "baskets_90", "lines", "items", "returns", "returns_90", "clicks", "carts", "favourites", "has_bought",
+    "overdue", "return_share",
 )  # fmt: skip
 FEATURES: dict[Kind, tuple[str, ...]] = {
     "session_purchase": SESSION_FEATURES, "purchase": SHOPPER_FEATURES, "return": SHOPPER_FEATURES,
@@ -145,8 +146,8 @@ def seal_chances(models_folder: Path, name: str, chances: Chances) -> Chances:
 
 
 def fit(train: pd.DataFrame, validation: pd.DataFrame, kind: Kind) -> Linear:
-    """A logistic regression on standardised features (sklearn's, L2 of strength 1), calibrated by isotonic regression on
-    the later rows.
+    """A logistic regression on standardised features (sklearn's, L2 of strength 1), calibrated by isotonic regression
+    on the later rows.
 
     `train`, `validation`: the features of the kind, `label` 0 or 1, `group`: who a row is of. The metrics are those on
     the validation rows, calibrated on other groups than each row's (five folds), beside the rate of the training rows

@@ -1,8 +1,8 @@
 """The gate of a sequence model: histories to states, states to the items that come next.
 
-As in `scoring`, Arrow goes in and out, and each worker makes the model once. What can be proposed travels as a broadcast;
-the matrix of its items is made once a worker and kept until others are asked for. Memory of a worker beside the model:
-4 bytes x items x (width + 1) for the matrix, and about 40 bytes for each of the `scores_at_once`.
+As in `scoring`, Arrow goes in and out, and each worker makes the model once. What can be proposed travels as a
+broadcast; the matrix of its items is made once a worker and kept until others are asked for. Memory of a worker beside
+the model: 4 bytes x items x (width + 1) for the matrix, and about 40 bytes for each of the `scores_at_once`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -109,7 +109,9 @@ def next_items(
                 with without_values(), spent.timed("forward"):
                     vectors = np.array(batch.column("vector").to_pylist(), dtype=np.float32).reshape(-1, width)
                     # A second stage that weighs own purchases, recency and the like beside these scores stands here.
-                    scores = np.round((vectors @ matrix[:, :width].T + matrix[:, width]).astype(np.float64), SCORE_DECIMALS)
+                    scores: NDArray[Any] = np.round(
+                        (vectors @ matrix[:, :width].T + matrix[:, width]).astype(np.float64), SCORE_DECIMALS
+                    )
                     for row, excluded in enumerate(batch.column("excluded").to_pylist()):
                         out = [places[item_id] for item_id in excluded or () if item_id in places]
                         scores[row, out] = -np.inf
@@ -142,6 +144,7 @@ def _confidence(
     model: NextItemModel, scores: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The model's, of the rows for which anything is left; 0 of the others."""
+    of_items: NDArray[np.float64]
     has_some = np.isfinite(scores).any(axis=1)
     of_items, of_list = np.zeros((len(scores), min(k, scores.shape[1]))), np.zeros(len(scores))
     if has_some.any():

@@ -82,26 +82,30 @@ def shopper_features(events: DataFrame) -> DataFrame:
         F.min("days").alias("_event"), F.max("days").alias("_first"),
         F.min(F.when(is_purchase, F.col("days"))).alias("_purchase"),
         F.max(F.when(is_purchase, F.col("days"))).alias("_first_purchase"),
-        number(basket).alias("_baskets"), number(basket, 30).alias("_baskets_30"), number(basket, 90).alias("_baskets_90"),
+        number(basket).alias("_baskets"), number(basket, 30).alias("_baskets_30"),
+        number(basket, 90).alias("_baskets_90"),
         F.count_if(is_purchase).alias("_lines"), number(F.when(is_purchase, F.col("item_id"))).alias("_items"),
         F.count_if(is_return).alias("_returns"),
         F.count_if(is_return & (F.col("days") <= 90)).alias("_returns_90"),
         *(F.count_if(F.col("kind") == _KINDS[name]).alias(f"_{name}") for name in ("clicks", "carts", "favourites")),
     )  # fmt: skip
     between = (F.col("_first_purchase") - F.col("_purchase")) / (F.col("_baskets") - 1)
-    overdue = F.when((F.col("_baskets") > 1) & (F.col("_first_purchase") > F.col("_purchase")), F.col("_purchase") / between)
+    overdue = F.when(
+        (F.col("_baskets") > 1) & (F.col("_first_purchase") > F.col("_purchase")), F.col("_purchase") / between
+    )
     grown = {
         "days_since_event": "_event", "days_since_purchase": "_purchase", "days_known": "_first", "events": "_events",
         "events_30": "_events_30", "baskets": "_baskets", "baskets_30": "_baskets_30", "baskets_90": "_baskets_90",
         "lines": "_lines", "items": "_items", "returns": "_returns", "returns_90": "_returns_90", "clicks": "_clicks",
         "carts": "_carts", "favourites": "_favourites",
     }  # fmt: skip
+    returned = F.least(F.col("_returns") / F.nullif(F.col("_lines"), F.lit(0)), F.lit(1.0))
     return seen.select(
         "cut_at", "shopper_id",
         *(F.log1p(F.coalesce(F.col(of).cast("double"), F.lit(0.0))).alias(name) for name, of in grown.items()),
         F.col("_purchase").isNotNull().cast("double").alias("has_bought"),
         F.coalesce(F.least(overdue, F.lit(_MOST_OVERDUE)), F.lit(0.0)).alias("overdue"),
-        F.coalesce(F.least(F.col("_returns") / F.nullif(F.col("_lines"), F.lit(0)), F.lit(1.0)), F.lit(0.0)).alias("return_share"),
+        F.coalesce(returned, F.lit(0.0)).alias("return_share"),
     )  # fmt: skip
 
 

@@ -73,19 +73,15 @@ def drift(sessions: DataFrame, last: int, half_life_days: float, quantile: float
     means = shared.select("*", _mean("late").alias("l"), _mean("early").alias("e"))
     # From here on numbers alone: of each session its share, and its products with both means and with itself.
     products = means.select(
-        "shopper_id", _products("late").alias("late"), _products("early").alias("early"),
-        _dot(F.col("l"), F.col("l")).alias("ll"), _dot(F.col("l"), F.col("e")).alias("le"), _dot(F.col("e"), F.col("e")).alias("ee"),
-    )  # fmt: skip
-    lengths = products.select(
-        "*",
-        (F.col("ll") - _total("late", lambda s: s["share"] ** 2 * (s["vv"] - 2 * s["vl"] + F.col("ll"))) / _left("late")).alias("l2"),
-        (F.col("ee") - _total("early", lambda s: s["share"] ** 2 * (s["vv"] - 2 * s["ve"] + F.col("ee"))) / _left("early")).alias("e2"),
-    ).where("l2 > 0 AND e2 > 0")  # fmt: skip
-    scaled = lengths.withColumn("both", F.sqrt(F.col("l2") * F.col("e2")))
+        "shopper_id",
+        _products("late").alias("late"),
+        _products("early").alias("early"),
+        *(_dot(F.col(one), F.col(other)).alias(one + other) for one, other in (("l", "l"), ("l", "e"), ("e", "e"))),
+    )
+    lengths = products.select("*", _length("late", "vl", "ll").alias("l2"), _length("early", "ve", "ee").alias("e2"))
+    scaled = lengths.where("l2 > 0 AND e2 > 0").withColumn("both", F.sqrt(F.col("l2") * F.col("e2")))
     cosine = scaled.withColumn("cosine", F.col("le") / F.col("both"))
-    of_late = _total("late", lambda s: (s["share"] * _influence(s["ve"] - F.col("le"), s["vl"] - F.col("ll"), "l2")) ** 2)
-    of_early = _total("early", lambda s: (s["share"] * _influence(s["vl"] - F.col("le"), s["ve"] - F.col("ee"), "e2")) ** 2)
-    error = F.sqrt(of_late / _left("late") + of_early / _left("early"))
+    error = F.sqrt(_variance("late", "ve", "vl", "ll", "l2") + _variance("early", "vl", "ve", "ee", "e2"))
     return cosine.select("shopper_id", (1.0 - F.col("cosine")).alias("at"), (error * quantile).alias("half")).select(
         "shopper_id",
         _between(F.col("at")).alias("drift"),
@@ -94,9 +90,21 @@ def drift(sessions: DataFrame, last: int, half_life_days: float, quantile: float
     )
 
 
-def _influence(across: Column, along: Column, length: str) -> Column:
-    """Of a session on the cosine: what it adds to the product of the means, less what it adds to its own mean's length."""
-    return across / F.col("both") - F.col("cosine") * along / F.col(length)
+def _length(sessions: str, along: str, square: str) -> Column:
+    """The square of a mean's length, less what its sessions' spread adds to it."""
+    spread = _total(sessions, lambda one: one["share"] * one["share"] * (one["vv"] - 2 * one[along] + F.col(square)))
+    return F.col(square) - spread / _left(sessions)
+
+
+def _variance(sessions: str, across: str, along: str, square: str, length: str) -> Column:
+    """What the sessions on one side add to the variance of the cosine: their squared influences. A session's influence
+    is what it adds to the product of both means, less what it adds to the length of its own mean."""
+
+    def influence(one: Column) -> Column:
+        grown = F.col("cosine") * (one[along] - F.col(square)) / F.col(length)
+        return one["share"] * ((one[across] - F.col("le")) / F.col("both") - grown)
+
+    return _total(sessions, lambda one: influence(one) * influence(one)) / _left(sessions)
 
 
 def _between(value: Column) -> Column:
@@ -105,7 +113,9 @@ def _between(value: Column) -> Column:
 
 def _with_shares(sessions: str) -> Column:
     total = F.aggregate(sessions, F.lit(0.0), lambda sum_, one: sum_ + one["weight"])
-    return F.transform(sessions, lambda one: F.struct((one["weight"] / total).alias("share"), one["vector"].alias("vector")))
+    return F.transform(
+        sessions, lambda one: F.struct((one["weight"] / total).alias("share"), one["vector"].alias("vector"))
+    )
 
 
 def _mean(sessions: str) -> Column:
@@ -126,7 +136,7 @@ def _products(sessions: str) -> Column:
 
 def _left(sessions: str) -> Column:
     """1 less the sum of squared shares: (n - 1) / n of n sessions that count alike."""
-    return 1.0 - _total(sessions, lambda one: one["share"] ** 2)
+    return 1.0 - _total(sessions, lambda one: one["share"] * one["share"])
 
 
 def _total(sessions: str, of: Callable[[Column], Column]) -> Column:

@@ -20,12 +20,14 @@ def end_of(day: date, time_zone: str) -> Column:
     return F.to_utc_timestamp(F.date_add(F.lit(day), 1).cast("timestamp"), time_zone)
 
 
-def events_until(interactions: DataFrame, sessions: DataFrame, allowed: DataFrame, end: Column) -> DataFrame:
+def events_until(
+    interactions: DataFrame, sessions: DataFrame, allowed: DataFrame, end: Column, gap_minutes: int
+) -> DataFrame:
     """The interactions before a moment of those who allow it, each in its session: the columns of `EVENT`.
 
-    `allowed`: as `features.consents.consenting` gives it. Those of sessions that are taken for a machine's are left
-    out, and so are those that no session holds yet. Of a session that goes on behind the moment, what came before.
-    That a session is a machine's may show only later; then it is left out of every day.
+    `allowed`: as `features.consents.consenting` gives it. Those that no session holds yet are left out, and so are
+    those of sessions that are taken for a machine's, but for one that may go on behind the moment (`gap_minutes`: that
+    of `sessions`): what it is then taken for must not show before. Of such a session, what came before.
     """
     mine = of_people(interactions.where(F.col("occurred_at") < end), allowed)
     began = of_people(sessions.where(F.col("started_at") < end), allowed)
@@ -35,15 +37,17 @@ def events_until(interactions: DataFrame, sessions: DataFrame, allowed: DataFram
         of_session.alias("_session"),
     )  # fmt: skip
     done = mine.select(
-        "shopper_id", F.col("occurred_at").alias("_at"), F.lit(1).alias("_order"), F.col("interaction_id").alias("_tie"),
-        F.struct(*_DONE).alias("_done"),
+        "shopper_id", F.col("occurred_at").alias("_at"), F.lit(1).alias("_order"),
+        F.col("interaction_id").alias("_tie"), F.struct(*_DONE).alias("_done"),
     )  # fmt: skip
     # One pass in order of time: an interaction is in the session that began last. A join by time would pair all
     # interactions of a shopper with all of their sessions.
     so_far = Window.partitionBy("shopper_id").orderBy("_at", "_order", "_tie").rowsBetween(Window.unboundedPreceding, 0)
     both = starts.unionByName(done, allowMissingColumns=True)
     placed = both.withColumn("_session", F.last("_session", ignorenulls=True).over(so_far)).where("_done IS NOT NULL")
-    held = placed.where((F.col("_at") <= F.col("_session.ended_at")) & F.col("_session.bot_rule").isNull())
+    is_over = F.col("_session.ended_at") + F.make_dt_interval(mins=F.lit(gap_minutes)) < end
+    is_bot = F.col("_session.bot_rule").isNotNull() & is_over
+    held = placed.where((F.col("_at") <= F.col("_session.ended_at")) & ~is_bot)
     return held.select(
         "shopper_id", "_session.session_id", F.col("_session.started_at").alias("session_started_at"), "_done.*"
     )
@@ -70,9 +74,7 @@ def histories(
     newest = of_shopper.orderBy(F.desc("occurred_at"), F.desc("interaction_id"))
     read = chosen.withColumn("_place", F.row_number().over(newest)).where(F.col("_place") <= max_items)
     read = read.join(spelled, on="item_id", how="left")
-    one = F.struct(
-        (-F.col("_place")).alias("place"), "item_id", F.coalesce("spelling", "item_id").alias("spelling")
-    )
+    one = F.struct((-F.col("_place")).alias("place"), "item_id", F.coalesce("spelling", "item_id").alias("spelling"))
     in_order = read.groupBy("shopper_id").agg(F.sort_array(F.collect_list(one)).alias("read"))
     return in_order.select(
         "shopper_id",

@@ -15,8 +15,8 @@ def in_force(rows: DataFrame, as_of: date) -> DataFrame:
 
 
 def gone_dates(rows: DataFrame, kept: DataFrame, news: DataFrame, as_of: date, keeps_dates: int) -> DataFrame:
-    """(shopper_id, as_of_date) of the rows that go: of shoppers who are not in `kept`, and of days older than the newest
-    `keeps_dates` of a shopper; the day itself is one for those in `news`. Both: (shopper_id)."""
+    """(shopper_id, as_of_date) of the rows that go: of shoppers who are not in `kept`, and of days older than the
+    newest `keeps_dates` of a shopper; the day itself is one for those in `news`. Both: (shopper_id)."""
     dates = rows.select("shopper_id", "as_of_date").distinct()
     today = news.select("shopper_id", F.lit(as_of).alias("as_of_date"))
     newest = Window.partitionBy("shopper_id").orderBy(F.desc("as_of_date"))

@@ -31,6 +31,7 @@ from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import (
     CANDIDATES,
     COLLECTION_STATISTICS,
+    CONSENTS,
     EMBEDDINGS,
     HOLDS,
     INTERACTIONS,
@@ -40,6 +41,7 @@ from ecomspark.schemas import (
     KEPT_BACK,
     LEASES,
     NEXT_ITEMS,
+    OUTLOOKS,
     QUERIES,
     QUERY_ALIASES,
     RANKINGS,
@@ -47,6 +49,8 @@ from ecomspark.schemas import (
     RUNS,
     SCORES,
     SEQUENCE_STATES,
+    SESSIONS,
+    SHOPPER_LINKS,
     SPLITS,
     TABLES,
     TERMS,
@@ -103,6 +107,22 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
     "evaluate_rankings": (
         (JUDGMENTS, SPLITS, QUERIES, ITEMS, RANKINGS, COLLECTION_STATISTICS, TERMS, TEXTS, EMBEDDINGS),
         (RUN_METRICS, EMBEDDINGS),
+    ),
+    "train_chances": ((INTERACTIONS, SESSIONS, CONSENTS, SHOPPER_LINKS), ()),
+    "score_next_items": (
+        (
+            INTERACTIONS,
+            SESSIONS,
+            CONSENTS,
+            SHOPPER_LINKS,
+            ITEMS,
+            TEXTS,
+            EMBEDDINGS,
+            SEQUENCE_STATES,
+            NEXT_ITEMS,
+            OUTLOOKS,
+        ),
+        (SEQUENCE_STATES, NEXT_ITEMS, OUTLOOKS),
     ),
     "compare_checkpoints": (
         (JUDGMENTS, SPLITS, QUERIES, ITEMS, TEXTS, SCORES, EMBEDDINGS),

@@ -1,5 +1,5 @@
-"""What shoppers will want next: the likeliest items after their history, the chances of a purchase and a return, and how
-far their last sessions lie from what came before.
+"""What shoppers will want next: the likeliest items after their history, the chances of a purchase and a return, and
+how far their last sessions lie from what came before.
 
 A list is made again only when the history, the model, the items that could be proposed or the settings are others than
 those of the list that stands. Chances change with every day that passes, so what they are made of is looked at whole
@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from datetime import date
 from typing import Literal
-from zoneinfo import ZoneInfo
 
 import numpy as np
 from pydantic import field_validator
@@ -24,7 +23,7 @@ from scipy import stats
 
 from ecomspark import parts, tables
 from ecomspark.chances import Chances, open_chances
-from ecomspark.config import Name, Settings, setting
+from ecomspark.config import Name, Settings, known_time_zone, setting
 from ecomspark.errors import ContractError
 from ecomspark.features.chances import at_cuts, last_of_shopper, logit, session_features, shopper_features
 from ecomspark.features.consents import consenting
@@ -66,8 +65,8 @@ READS = (*_FOLLOWED, EMBEDDINGS, NEXT_ITEMS, OUTLOOKS)
 PUBLISHES = (SEQUENCE_STATES, NEXT_ITEMS, OUTLOOKS)
 
 # Of the job's own settings those that decide; other jobs' keys at the top of the file change nothing here.
-_OF_LISTS = ("k", "purpose", "of", "kinds", "max_items", "time_zone", "excludes_bought", "keeps_dates")
-_OF_OUTLOOKS = ("purpose", "kinds", "time_zone", "sessions_for_drift", "half_life_days")
+_OF_LISTS = ("k", "purpose", "of", "kinds", "max_items", "time_zone", "gap_minutes", "excludes_bought", "keeps_dates")
+_OF_OUTLOOKS = ("purpose", "kinds", "time_zone", "gap_minutes", "sessions_for_drift", "half_life_days")
 
 _CHANCE_DECIMALS = 6
 _CHANCE_STEP = 1e-6
@@ -90,6 +89,7 @@ class Config(Settings):
         None, "items of a history, the newest; null: as many as the model reads", unit="items", ge=1
     )
     time_zone: str = setting("UTC", "in which a day ends, such as Europe/London")
+    gap_minutes: int = setting(30, "that of build_sessions: for so long a session may go on", unit="minutes", ge=1)
     excludes_bought: bool = setting(False, "propose nothing that the shopper ever bought")
     chances: Name | None = setting(
         None, "what train_chances made: a folder in models_folder; null: no chances are told"
@@ -102,13 +102,25 @@ class Config(Settings):
     keeps_dates: int = setting(3, "days of a shopper that are kept, the newest; a list stands until a newer one", ge=1)
     full: bool = setting(False, "make every list anew, whatever changed: `--full`", decides=False)
     histories_per_commit: int = setting(
-        500_000, "histories read between two commits: the most that a death loses", unit="histories", decides=False, ge=1
+        500_000,
+        "histories read between two commits: the most that a death loses",
+        unit="histories",
+        decides=False,
+        ge=1,
     )
     rows_per_task: int = setting(
-        2_000, "histories or shoppers of one Spark task: what a failed task does again", unit="rows", decides=False, ge=1
+        2_000,
+        "histories or shoppers of one Spark task: what a failed task does again",
+        unit="rows",
+        decides=False,
+        ge=1,
     )
     scores_at_once: int = setting(
-        4_000_000, "scores of items that a worker holds at once, about 40 bytes each", unit="scores", decides=False, ge=1
+        4_000_000,
+        "scores of items that a worker holds at once, about 40 bytes each",
+        unit="scores",
+        decides=False,
+        ge=1,
     )
     resources: StageResources | None = setting(
         None, "a resource profile for the stages of the model; null: none; local mode never has one", decides=False
@@ -117,17 +129,13 @@ class Config(Settings):
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (KeyError, ValueError, OSError):
-            raise ValueError("no such time zone; expected a name such as Europe/London") from None
-        return value
+        return known_time_zone(value)
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the driver knows of a sequence model. `confidence_digest`: of its calibration, in hex. `item_ids`: those that
-    it learnt, and `text_scorer_digest`: the encoder by whose vectors it knows others; None: it knows no others."""
+    """What the driver knows of a sequence model. `confidence_digest`: of its calibration, in hex. `item_ids`: those
+    that it learnt, and `text_scorer_digest`: the encoder by whose vectors it knows others; None: it knows no others."""
 
     scorer_digest: bytes
     confidence_digest: str
@@ -191,9 +199,7 @@ def plan_with(spark: SparkSession, config: Config, model: Model, as_of: date | N
     """The plan for any model: what `plan` says of a checkpoint's."""
     asked = _asked(config, model)
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
-    with planned_run(
-        warehouse, JOB, reads=READS, publishes=PUBLISHES, covers=asked.covers, as_of=as_of
-    ) as current:
+    with planned_run(warehouse, JOB, reads=READS, publishes=PUBLISHES, covers=asked.covers, as_of=as_of) as current:
         work = find(current, config, asked)
         return Plan(
             job=JOB,
@@ -252,7 +258,8 @@ def _asked(config: Config, model: Model) -> _Asked:
 class Lists:
     """`needed`: (shopper_id, item_ids, history_digest, excluded) of those whose list is to be made, persisted.
     `lacking`: (history_digest, item_ids) of the histories that the model has not read. `replaced`: (shopper_id,
-    as_of_date) of the rows that go, with what they were withdrawn for: `forgotten` is (history_digest, scorer_digest)."""
+    as_of_date) of the rows that go or are made anew. `forgotten`: (history_digest, scorer_digest) of those who consent
+    no more."""
 
     needed: DataFrame
     needed_count: int
@@ -264,7 +271,7 @@ class Lists:
 
 @dataclass(frozen=True)
 class Outlooks:
-    """`rows`: those that differ from what stands; `replaced`: (shopper_id, as_of_date) of what they take the place of."""
+    """`rows`: those that differ from what stands; `replaced`: (shopper_id, as_of_date) of these and of what goes."""
 
     rows: DataFrame
     replaced: DataFrame
@@ -296,11 +303,11 @@ def find(current: Run, config: Config, asked: _Asked) -> Work:
     last = max((row["epoch"] or 0 for row in past.over), default=0)
     is_known = since is not None and all((row["epoch"] or 0) <= last for row in past.begun)
 
-    allowed = current.keep(
-        consenting(current.read(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose)
-    )
+    allowed = current.keep(consenting(current.read(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose))
     end = end_of(as_of, config.time_zone)
-    events = current.keep(events_until(current.read(INTERACTIONS), current.read(SESSIONS), allowed, end))
+    events = current.keep(
+        events_until(current.read(INTERACTIONS), current.read(SESSIONS), allowed, end, config.gap_minutes)
+    )
     shelf, spelled = _shelf(current, model)
     lists = _lists(current, config, model, events, allowed, shelf, spelled, as_of, is_known)
     outlooks = _outlooks(current, config, asked, events, as_of)
@@ -321,8 +328,8 @@ def find(current: Run, config: Config, asked: _Asked) -> Work:
 
 
 def _shelf(current: Run, model: Model) -> tuple[Shelf, DataFrame]:
-    """What can be proposed, and (item_id, spelling) of the items that the model knows by their text alone: their text is
-    part of what names a history or a shelf that they are in."""
+    """What can be proposed, and (item_id, spelling) of the items that the model knows by their text alone: their text
+    is part of what names a history or a shelf that they are in."""
     spark, items = current.warehouse.spark, current.read(ITEMS)
     on_sale = items.where(F.coalesce("is_in_stock", F.lit(True))).select("item_id")
     if model.text_scorer_digest is None:
@@ -331,8 +338,8 @@ def _shelf(current: Run, model: Model) -> tuple[Shelf, DataFrame]:
         return Shelf(tuple(ids), digest(*ids)), spelled
     learnt = spark.createDataFrame([(item_id,) for item_id in sorted(model.item_ids)], "item_id string")
     others = items.join(learnt, on="item_id", how="left_anti")
-    memory = (tables.read_memory(current.warehouse, table) for table in (TEXTS, EMBEDDINGS))
-    told = item_vectors(others, *memory, model.recipe_digest, model.text_scorer_digest)
+    texts, embeddings = (tables.read_memory(current.warehouse, table) for table in (TEXTS, EMBEDDINGS))
+    told = item_vectors(others, texts, embeddings, model.recipe_digest, model.text_scorer_digest)
     spelling = F.concat("item_id", F.lit("\x1f"), F.hex("text_digest")).alias("spelling")
     told = current.keep(told.select("item_id", "vector", spelling))
     vectors = told.toArrow()
@@ -384,14 +391,14 @@ def _lists(
     lacking = current.keep(lacking.join(there, on="history_digest", how="left_anti"))
     gone = gone_dates(rows, read, needed, as_of, config.keeps_dates)
     today = needed.select("shopper_id", F.lit(as_of).alias("as_of_date"))
-    refused = rows.join(allowed.select(F.col("person_id").alias("shopper_id")).distinct(), on="shopper_id", how="left_anti")
+    refused = rows.join(
+        allowed.select(F.col("person_id").alias("shopper_id")).distinct(), on="shopper_id", how="left_anti"
+    )
     forgotten = refused.select("history_digest", "scorer_digest").distinct()
     return Lists(needed, needed.count(), lacking, current.keep(gone.unionByName(today).distinct()), forgotten, shelf)
 
 
-def _publish_lists(
-    current: Run, config: Config, asked: _Asked, scorer: Description, work: Work, lists: Lists
-) -> None:
+def _publish_lists(current: Run, config: Config, asked: _Asked, scorer: Description, work: Work, lists: Lists) -> None:
     """Read the histories, make the lists, publish them, and forget the states of those who consent no more."""
     spark, warehouse = current.warehouse.spark, current.warehouse
     tables.create(warehouse, SEQUENCE_STATES)
@@ -532,8 +539,8 @@ def _drift(current: Run, config: Config, encoder: Encoder | None, events: DataFr
         return current.warehouse.spark.createDataFrame(
             [], "shopper_id string, drift double, drift_low double, drift_high double"
         )
-    memory = (tables.read_memory(current.warehouse, table) for table in (TEXTS, EMBEDDINGS))
-    vectors = item_vectors(current.read(ITEMS), *memory, encoder.recipe_digest, encoder.scorer_digest)
+    texts, embeddings = (tables.read_memory(current.warehouse, table) for table in (TEXTS, EMBEDDINGS))
+    vectors = item_vectors(current.read(ITEMS), texts, embeddings, encoder.recipe_digest, encoder.scorer_digest)
     sessions = session_vectors(events.where(F.col("kind").isin(*config.kinds)), vectors)
     quantile = float(stats.t.ppf(0.975, config.sessions_for_drift - 1))
     return drift(sessions, config.sessions_for_drift, config.half_life_days, quantile)
