@@ -522,7 +522,11 @@ NEXT_ITEMS = Table(
         column("list_confidence", "double", "calibrated chance that it is one of the list", difference=_TERM),
         column("history_digest", _DIGEST, "the history, as `sequence_states` knows it"),
         column("scorer_digest", _DIGEST, "which sequence model"),
-        column("item_set_digest", _DIGEST, "digest of the ids of the items that could be proposed"),
+        column(
+            "item_set_digest",
+            _DIGEST,
+            "digest of the ids of the items that could be proposed, of new ones with their text",
+        ),
         CHANGED_BY,
     ),
     bytes_a_row=150,
@@ -561,16 +565,17 @@ OUTLOOKS = Table(
         column(
             "drift",
             "double",
-            "1 less the cosine of the last sessions' mean vector and the profile's before them, 0 to 2",
-            null="too few sessions with vectors",
+            "1 less the cosine of the last sessions' mean vector and the profile's before them, 0 to 2, without what "
+            "sessions differ by among themselves",
+            null="too few sessions with vectors, or they have no direction in common",
             difference=_TERM,
         ),
         column(
             "drift_low", "double", "lower end of its 95 % interval over sessions", null="as drift", difference=_TERM
         ),
         column("drift_high", "double", "upper end", null="as drift", difference=_TERM),
-        column("history_digest", _DIGEST, "the history, as `profiles` knows it"),
-        column("scorer_digest", _DIGEST, "which model", null="no chances"),
+        column("history_digest", _DIGEST, "digest of the interactions that it was made from, in order"),
+        column("scorer_digest", _DIGEST, "which models the chances are of", null="no chances"),
         column("settings_digest", _DIGEST, "which settings"),
         CHANGED_BY,
     ),

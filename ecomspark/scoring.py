@@ -160,7 +160,7 @@ def score_pairs(
     schema = StructType([*kept, *_fields(SCORED)])
 
     def scored(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        with _reported(costs) as spent:
+        with reported(costs) as spent:
             from ecomspark.models.engine import stream  # torch: in the worker only
 
             model: PairScorer = resident(scorer, spent)
@@ -194,7 +194,7 @@ def embed_texts(
     schema = StructType([*kept, *_fields(f"vector array<{element}>")])
 
     def embedded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        with _reported(costs) as spent:
+        with reported(costs) as spent:
             from ecomspark.models.engine import stream  # torch: in the worker only
 
             model = resident(embedder, spent)
@@ -244,7 +244,7 @@ def _give_back() -> None:
 
 
 @contextmanager
-def _reported(costs: Accumulator[Costs] | None) -> Iterator[Costs]:
+def reported(costs: Accumulator[Costs] | None) -> Iterator[Costs]:
     """What this task spends, added to `costs` when it is over. Entered before anything imports torch."""
     use_cores_of_task()
     spent = Costs()

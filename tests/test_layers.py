@@ -14,9 +14,9 @@ LAYERS = {
     "text": 1, "metrics": 1, "nearest": 1, "schemas": 1, "preflight": 1, "sizes": 1,
     "augmentation": 2, "negatives": 2, "config": 2, "evaluation": 2, "findings": 2, "near_duplicates": 2, "slices": 2,
     "models": 3, "tables": 3, "paired": 3,
-    "plans": 4, "features": 4, "resources": 4, "ledger": 4, "parts": 4,
+    "plans": 4, "features": 4, "chances": 4, "resources": 4, "ledger": 4, "parts": 4,
     "holding": 5, "why": 5, "scoring": 5, "pseudonyms": 5,
-    "runs": 6,
+    "runs": 6, "next_items": 6,
     "launch": 7, "importing": 7, "training": 7, "tracking": 7, "embedding": 7, "landing": 7,
     "retrieval": 7, "behaviour": 7,
     "splitting": 8,
@@ -32,7 +32,7 @@ SPARK = {"pyspark", "py4j", "delta"}
 MODELS = {"torch", "transformers", "sentence_transformers", "safetensors", "tokenizers", "accelerate", "peft"}
 PURE = {
     "text", "metrics", "config", "schemas", "errors", "preflight", "evaluation", "findings",
-    "sizes", "augmentation", "negatives", "near_duplicates", "nearest", "slices", "paired",
+    "sizes", "augmentation", "negatives", "near_duplicates", "nearest", "slices", "paired", "chances",
 }  # fmt: skip
 
 

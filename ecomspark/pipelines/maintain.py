@@ -134,6 +134,22 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
         (JUDGMENTS, SPLITS, QUERIES, ITEMS, RANKINGS, COLLECTION_STATISTICS, TERMS, TEXTS, EMBEDDINGS),
         (RUN_METRICS, EMBEDDINGS),
     ),
+    "train_chances": ((INTERACTIONS, SESSIONS, CONSENTS, SHOPPER_LINKS), ()),
+    "score_next_items": (
+        (
+            INTERACTIONS,
+            SESSIONS,
+            CONSENTS,
+            SHOPPER_LINKS,
+            ITEMS,
+            TEXTS,
+            EMBEDDINGS,
+            SEQUENCE_STATES,
+            NEXT_ITEMS,
+            OUTLOOKS,
+        ),
+        (SEQUENCE_STATES, NEXT_ITEMS, OUTLOOKS),
+    ),
     "compare_checkpoints": (
         (JUDGMENTS, SPLITS, QUERIES, ITEMS, TEXTS, SCORES, EMBEDDINGS),
         (SCORES, EMBEDDINGS, RUN_METRICS),
