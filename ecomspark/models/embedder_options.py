@@ -1,4 +1,4 @@
-"""What can be said of the training of an encoder that finds items by meaning: its losses, negatives, sizes. No torch here.
+"""What can be said of the training of an encoder that finds items by meaning: losses, negatives, sizes. No torch here.
 
 The job's settings and the plan of the process that trains are made of the same section.
 """
@@ -48,9 +48,10 @@ class EmbedderTraining(Section):
     )
     scale: float = setting(20.0, "of `ranking`: cosines are multiplied by it; 1 / temperature", gt=0)
     teacher: str | None = setting(
-        None, "a cross-encoder in models_folder, trained on no other side: tells `margin`, and hard negatives from false "
+        None,
+        "a cross-encoder in models_folder, trained on no other side: tells `margin`, and hard negatives from false "
         "ones; null: none",
-    )  # fmt: skip
+    )
     hard_negatives: MinedNegatives = setting(MinedNegatives(), "taken anew in each epoch")
     sizes: list[Annotated[int, Field(gt=0)]] = setting(
         [], "the first so many numbers of a vector are taught to serve alone, too (Matryoshka, Kusupati et al. 2022)"

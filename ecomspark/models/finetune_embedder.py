@@ -241,10 +241,10 @@ class Pairs:
             together = order[start : start + size * _SORTED_BATCHES]
             together = together[np.argsort(-lengths[together], kind="stable")]
             docs = np.concatenate([corpus.positives[together, None], self._negatives[together]], axis=1)
-            found += [
-                together[rows].tolist()
-                for rows in without_false_negatives(corpus.anchors[together], docs, corpus.known, size)
-            ]
+            packed = without_false_negatives(corpus.anchors[together], docs, corpus.known, size)
+            # A pair alone, without a negative, would teach nothing.
+            is_taught = settings.hard_negatives.per_pair > 0
+            found += [together[rows].tolist() for rows in packed if len(rows) > 1 or is_taught]
         return [found[place] for place in draw.permutation(len(found))]
 
     def _mine(self, draw: np.random.Generator) -> None:
@@ -342,8 +342,8 @@ def without_false_negatives(
     """Rows in batches of up to `size`, in the order given, so that in no batch a passage of one row is known to belong
     to the anchor of another.
 
-    `passages`: shape (rows, passages a row), the row's own first. A row that fits none of the open batches opens one; so
-    some batches are smaller. One of a single row and a single passage would teach nothing and is left out.
+    `passages`: shape (rows, passages a row), the row's own first. A row that fits none of the open batches opens one:
+    some batches are smaller.
     """
     done: list[list[int]] = []
     open_batches: list[tuple[list[int], set[int], set[int]]] = []  # rows, their passages, what belongs to their anchors
@@ -361,8 +361,7 @@ def without_false_negatives(
             open_batches.append(([row], set(own), set(belongs)))
             if len(open_batches) > _OPEN_BATCHES:
                 done.append(open_batches.pop(0)[0])
-    found = done + [rows for rows, _, _ in open_batches]
-    return [rows for rows in found if len(rows) > 1 or passages.shape[1] > 1]
+    return done + [rows for rows, _, _ in open_batches]
 
 
 class _Sampler(DefaultBatchSampler):
@@ -467,6 +466,10 @@ def _train(
         loss = MatryoshkaLoss(model, loss, sorted({*settings.sizes, _width(model)}, reverse=True))
     rows = Dataset.from_dict({"row": list(range(len(pairs)))})
     count = len(pairs.packed(np.random.default_rng(settings.seed)))
+    if not count:
+        raise ValueError(
+            "train: no two pairs that are not known to belong together; set hard_negatives.per_pair above 0"
+        )
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
@@ -496,7 +499,7 @@ def _train(
         args=arguments,
         train_dataset=rows,
         loss=loss,
-        data_collator=pairs,
+        data_collator=pairs,  # type: ignore[arg-type]
         callbacks=[_Forgets(vectors), judge],
     )
     trainer.remove_callback(PrinterCallback)  # the judge reports

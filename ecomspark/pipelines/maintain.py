@@ -80,6 +80,10 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
     "pretrain_encoder": ((QUERIES, ITEMS, SPLITS, TEXTS), ()),
     "import_splits": ((QUERY_ALIASES, SPLITS, TEXTS), (SPLITS,)),
     "finetune_cross_encoder": ((JUDGMENTS, QUERIES, ITEMS, SPLITS, CANDIDATES, TEXTS, EMBEDDINGS), (SPLITS,)),
+    "finetune_embedder": (
+        (JUDGMENTS, QUERIES, ITEMS, SPLITS, INTERACTIONS, QUERY_ALIASES, TEXTS, EMBEDDINGS),
+        (SPLITS,),
+    ),
     "build_candidates": (
         (
             QUERIES,
