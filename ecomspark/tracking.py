@@ -52,11 +52,17 @@ class Track:
                 self._keep(
                     f"{progress['body']}/validation/{name.replace('@', '_at_')}", float(progress[name]), progress["at"]
                 )
+        elif what == "epoch" and "recall" in progress:
+            self._keep(
+                f"validation/recall_at_{progress['recall_at']}", progress["recall"], int(progress["global_step"])
+            )
         elif what == "epoch":
             self._keep(f"{of}validation/ndcg_at_10", float(progress["ndcg@10"]), int(progress["global_step"]))
             self._keep(f"{of}validation/spearman", float(progress["spearman"]), int(progress["global_step"]))
         elif what == "before" and "ndcg@10" in progress:
             self._keep("validation/ndcg_at_10_untuned", float(progress["ndcg@10"]), 0)
+        elif what == "before" and "recall" in progress:
+            self._keep(f"validation/recall_at_{progress['recall_at']}_untuned", float(progress["recall"]), 0)
         elif what == "head":
             self._keep(f"auto/{progress['head']}", float(progress["ndcg@10"]), 0)
 

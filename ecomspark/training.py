@@ -100,6 +100,8 @@ def _sentence(progress: dict[str, Any]) -> str:
     if "on_trial" in progress:
         said = {name: value for name, value in progress.items() if name != "on_trial"}
         return f"{progress['on_trial']} on trial: {_sentence(said)}"
+    if "recall_at" in progress:
+        return _sentence_of_recall(progress)
     if progress["step"] == "left":
         return f"head {progress['head']} cannot be learnt from this part ({progress['error']} by {progress['way']})"
     if progress["step"] == "before":
@@ -131,6 +133,17 @@ def _sentence_of_lists(progress: dict[str, Any]) -> str:
     if progress["step"] == "epoch":
         return f"{progress['body']}: epoch {progress['at']} of {progress['of']}: {found}, best {progress['best']:.4f}"
     return f"{progress['name']}: {found} (MRR@20 by popularity {progress['before']:.4f})"
+
+
+def _sentence_of_recall(progress: dict[str, Any]) -> str:
+    """Of what `models.finetune_embedder` says: how much of what belongs to anchors it finds."""
+    name = f"validation recall@{progress['recall_at']}"
+    if progress["step"] == "before":
+        return f"{name} {progress['recall']:.4f} by {progress['of']}"
+    if progress["step"] == "epoch":
+        found = f"{name} {progress['recall']:.4f}, best {progress['best']:.4f}"
+        return f"epoch {progress['at']} of {progress['of']}: {found}"
+    return f"{progress['name']}: {name} {progress['before']:.4f} before, {progress['after']:.4f} after"
 
 
 def _sentence_of_guesses(progress: dict[str, Any]) -> str:

@@ -88,6 +88,10 @@ USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
     "finetune_sequence": ((SESSIONS, ITEMS, TEXTS, EMBEDDINGS), ()),
     "import_splits": ((QUERY_ALIASES, SPLITS, TEXTS), (SPLITS,)),
     "finetune_cross_encoder": ((JUDGMENTS, QUERIES, ITEMS, SPLITS, CANDIDATES, TEXTS, EMBEDDINGS), (SPLITS,)),
+    "finetune_embedder": (
+        (JUDGMENTS, QUERIES, ITEMS, SPLITS, INTERACTIONS, QUERY_ALIASES, TEXTS, EMBEDDINGS),
+        (SPLITS,),
+    ),
     "build_candidates": (
         (
             QUERIES,

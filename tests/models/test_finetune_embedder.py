@@ -1,0 +1,242 @@
+"""Training a two-layer encoder to put together what belongs together."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from pydantic import ValidationError
+from safetensors.numpy import load_file
+
+from ecomspark.errors import CheckpointError
+from ecomspark.models import embedder
+from ecomspark.models.checkpoint import Card, Checkpoint, open_checkpoint
+from ecomspark.models.embedder_options import EmbedderTraining
+from ecomspark.models.finetune_embedder import (
+    Corpus,
+    Pairs,
+    Plan,
+    Vectors,
+    encoder_of,
+    fine_tune,
+    mined,
+    without_false_negatives,
+)
+from ecomspark.models.loading import load_tokenizer
+from ecomspark.models.tokens import SequenceTokenizer
+
+# Who asks for a thing finds what a mapping that words do not tell says: it must be learnt.
+ASKED = {"red": "kitchen", "blue": "garden", "green": "wall", "white": "door", "pink": "clock", "small": "cake"}
+THINGS = ["mug", "cup", "plate", "teapot", "lamp", "sign"]
+
+
+def related() -> pd.DataFrame:
+    """Queries of a colour and a thing, items of what belongs to the colour: the last thing of each for validation."""
+    rows = [
+        ("query", f"{colour} {thing}", f"{place} {thing}", True, "validation" if thing == "sign" else "train")
+        for colour, place in ASKED.items() for thing in THINGS
+    ]  # fmt: skip
+    items = [(None, None, f"{place} {thing}", None, "catalogue") for place in ASKED.values() for thing in THINGS]
+    columns = ["role", "anchor_text", "passage_text", "is_relevant", "side"]
+    return pd.DataFrame([*rows, *items], columns=columns)
+
+
+def plan(models: Path, name: str = "made", **settings: Any) -> Plan:
+    if not (models / "base").exists():
+        tiny.checkpoint(models, "base", "encoder")
+    given = {"epochs": 2, "batch_size": 6, "threads": 1, "learning_rate": 3e-3, "recall_at": 3, "patience": 9,
+             "trains_word_vectors": True, "hard_negatives": {"per_pair": 0}, **settings}  # fmt: skip
+    card = Card(kind="encoder", base="base", max_tokens=48, query_prefix="heart: ", passage_prefix="star: ")
+    training = EmbedderTraining.model_validate(given)
+    return Plan(models_folder=models, base="base", name=name, card=card, training=training)
+
+
+def trained(models: Path, name: str = "made", examples: pd.DataFrame | None = None, **settings: Any) -> Checkpoint:
+    said: list[dict[str, Any]] = []
+    return fine_tune(plan(models, name, **settings), related() if examples is None else examples, said.append)
+
+
+def corpus_of(of: Plan, examples: pd.DataFrame) -> tuple[Corpus, Vectors]:
+    base = open_checkpoint(of.models_folder, "base")
+    corpus = Corpus(examples, SequenceTokenizer(load_tokenizer(base.folder), 48), of.card, of.training)
+    return corpus, Vectors(encoder_of(base, of.card), corpus, of.training.dimensions)
+
+
+def test_it_learns_which_items_belong_to_queries_that_it_never_saw(tmp_path: Path) -> None:
+    made = trained(tmp_path, epochs=12)
+    before, after = (made.card.metrics[when]["recall@3"] for when in ("before", "after"))
+    assert after >= 0.8 > 0.6 > before
+    found = embedder.load(made.folder, made.scorer_digest, token_budget=500)
+    near = found.embed(["red sign"], "query") @ found.embed(["kitchen sign", "garden sign"], "passage").T
+    assert near[0, 0] > near[0, 1]
+
+
+def test_what_was_trained_is_what_the_embedder_runs(tmp_path: Path) -> None:
+    made = trained(tmp_path, sizes=[8, 16], dimensions=8)
+    assert made.card.dimensions == 8
+    found = embedder.load(made.folder, made.scorer_digest, token_budget=500)
+    corpus, vectors = corpus_of(plan(tmp_path, sizes=[8, 16], dimensions=8), related())
+    texts = ["kitchen mug", "a glass lamp with a wooden heart", "wall sign " * 40]
+    given = related().iloc[:0]
+    rows = [("query", "red mug", text, True, side) for text in texts for side in ("train", "validation")]
+    given = pd.DataFrame(rows, columns=given.columns)
+    of = plan(tmp_path, sizes=[8, 16], dimensions=8)
+    corpus = Corpus(given, SequenceTokenizer(load_tokenizer(made.folder), 48), of.card, of.training)
+    vectors = Vectors(encoder_of(made, of.card), corpus, 8)
+    order = np.argsort(texts)
+    assert np.abs(vectors.of(corpus.positives) - found.embed(texts, "passage")[order]).max() < 1e-5
+    assert np.abs(vectors.of(corpus.anchors[:1]) - found.embed(["red mug"], "query")).max() < 1e-5
+    assert found.embed(texts, "passage").shape == (3, 8)
+    assert np.allclose(np.linalg.norm(found.embed(texts, "passage"), axis=1), 1, atol=1e-5)
+
+
+def test_no_batch_calls_a_negative_what_belongs_to_another_of_its_queries(tmp_path: Path) -> None:
+    """Many queries want the same items, so that a blind draw would fail."""
+    rows = [
+        ("query", f"{colour} {thing}", f"{place} {other}", True, "train")
+        for colour, place in ASKED.items() for thing in THINGS[:3] for other in THINGS[:3]
+    ]  # fmt: skip
+    examples = pd.concat([pd.DataFrame(rows, columns=related().columns), related()])
+    of = plan(tmp_path, hard_negatives={"per_pair": 2, "from_epoch": 0}, batch_size=4)
+    corpus, vectors = corpus_of(of, examples)
+    pairs = Pairs(corpus, vectors, of.training, None, lambda _: None)
+    seen = set()
+    for epoch in range(3):
+        for batch in pairs.batches(epoch):
+            assert len(batch) <= 4
+            seen.update(batch)
+            for row in batch:
+                others = [corpus.positives[other] for other in batch if other != row]
+                others += [passage for other in batch for passage in pairs._negatives[other]]
+                assert corpus.known[corpus.anchors[row]].isdisjoint(others)
+    assert seen == set(range(len(pairs)))
+    blind = [list(range(at, at + 4)) for at in range(0, len(pairs) - 3, 4)]
+    assert any(not corpus.known[corpus.anchors[one]].isdisjoint([corpus.positives[other] for other in batch if other != one])
+               for batch in blind for one in batch), "a blind draw would do as well"  # fmt: skip
+
+
+def test_batches_are_filled_in_the_order_given_and_rows_that_fit_none_open_one() -> None:
+    anchors, passages = np.array([1, 1, 2, 3]), np.array([[11], [12], [12], [13]])
+    known = {1: {11, 12}, 2: {12}, 3: {13}}
+    # The second row's query is the first's; the third wants what the first wants, too; the fourth joins the first.
+    assert without_false_negatives(anchors, passages, known, 2) == [[0, 3], [1], [2]]
+    with_negatives = np.array([[11, 14], [12, 14], [12, 15], [13, 12]])
+    assert without_false_negatives(anchors, with_negatives, known, 2) == [[0], [1], [2], [3]]
+
+
+def test_hard_negatives_are_near_and_neither_relevant_nor_nearer_than_the_guard_lets(tmp_path: Path) -> None:
+    of = plan(tmp_path, hard_negatives={"per_pair": 3, "places": 5, "skip_first": 1, "max_share_of_positive": 1.0})
+    corpus, vectors = corpus_of(of, related())
+    settings = of.training.hard_negatives
+    found, counts = mined(corpus, vectors, settings, 3, np.random.default_rng(1))
+    assert counts["looked_at"] == 4 * len(found)
+    assert 0 < counts["near_the_positive"] < counts["looked_at"]
+    for anchor, own, taken in zip(corpus.anchors, corpus.positives, found, strict=True):
+        near = vectors.of(corpus.pool) @ vectors.of(np.array([anchor]))[0]
+        by_nearness = [text for text in corpus.pool[np.argsort(-near)] if text not in corpus.known[anchor]]
+        assert set(taken) <= set(by_nearness[1:5])
+        bound = float(vectors.of(np.array([own]))[0] @ vectors.of(np.array([anchor]))[0])
+        assert all(near[corpus.pool == text] < bound for text in taken)
+
+
+def test_negatives_are_of_the_encoder_as_it_is(tmp_path: Path) -> None:
+    """Mined anew in each epoch that has them: what was near before the training is not near after it."""
+    said: list[dict[str, Any]] = []
+    settings = {"epochs": 3, "hard_negatives": {"per_pair": 1, "from_epoch": 1, "places": 6}}
+    fine_tune(plan(tmp_path, **settings), related(), said.append)
+    assert [one["step"] for one in said if one["step"] in ("negatives", "epoch")] == [
+        "epoch", "negatives", "epoch", "negatives", "epoch"
+    ]  # fmt: skip
+    first, second = (one["near_the_positive"] for one in said if one["step"] == "negatives")
+    assert first != second
+
+
+def test_the_teacher_tells_margins_and_takes_out_what_it_finds_as_good(tmp_path: Path) -> None:
+    said: list[dict[str, Any]] = []
+    tiny.checkpoint(tmp_path, "teacher")
+    settings = {"losses": {"ranking": 0.5, "margin": 10.0}, "teacher": "teacher", "epochs": 1}
+    settings["hard_negatives"] = {"per_pair": 2, "from_epoch": 0, "max_share_of_positive": 0.9}
+    made = fine_tune(plan(tmp_path, **settings), related(), said.append)
+    of_negatives = next(one for one in said if one["step"] == "negatives")
+    assert of_negatives["left_out_by_the_teacher"] > 0
+    plain = trained(tmp_path, "plain", **{**settings, "losses": {"ranking": 0.5}})
+    assert not same(made, plain), "the margins are learnt"
+    of = plan(tmp_path, **settings)
+    corpus, vectors = corpus_of(of, related())
+    pairs = Pairs(corpus, vectors, of.training, open_checkpoint(tmp_path, "teacher"), lambda _: None)
+    [first, *_] = pairs.batches(0)
+    labels = pairs([{"row": row} for row in first])["label"]
+    assert labels.shape == (len(first), 2)
+    anchor, own, other = corpus.anchors[first[0]], corpus.positives[first[0]], pairs._negatives[first[0], 1]
+    assert labels[0, 1].item() == pytest.approx(pairs._said[anchor, own] - pairs._said[anchor, other], abs=1e-6)
+
+
+def same(one: Checkpoint, other: Checkpoint) -> bool:
+    left, right = (load_file(of.folder / "model.safetensors") for of in (one, other))
+    return all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_the_same_seed_trains_the_same_weights_and_the_order_of_the_rows_is_nothing(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 1.5, "dropout": 0.1, "hard_negatives": {"per_pair": 1, "from_epoch": 0}}
+    shuffled = related().sample(frac=1, random_state=3)
+    first, second = trained(tmp_path, "one", **settings), trained(tmp_path, "two", shuffled, **settings)
+    assert same(first, second)
+    assert first.card.metrics == second.card.metrics
+    assert not same(first, trained(tmp_path, "three", **settings, seed=14))
+
+
+def test_short_vectors_that_were_taught_find_more_than_those_that_were_only_cut(tmp_path: Path) -> None:
+    taught = trained(tmp_path, "taught", epochs=8, sizes=[2], dimensions=2)
+    whole = trained(tmp_path, "whole", epochs=8)
+    cut = fine_tune(
+        plan(tmp_path, "cut", sizes=[2], dimensions=2, epochs=1, learning_rate=1e-12).model_copy(
+            update={"base": "whole"}
+        ),
+        related(),
+        lambda _: None,
+    )
+    assert taught.card.metrics["after"]["recall@3"] > cut.card.metrics["before"]["recall@3"]
+    assert whole.card.dimensions is None
+
+
+def test_what_is_not_to_be_trained_on_is_said(tmp_path: Path) -> None:
+    for side in ("train", "validation"):
+        with pytest.raises(ValueError, match="expected some of train and of validation"):
+            trained(tmp_path, "x", related()[related()["side"] != side])
+    with pytest.raises(ValueError, match="sizes: expected 32 at most, the encoder's, found 33"):
+        trained(tmp_path, "x", sizes=[33])
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        trained(tmp_path, "x", teacher="nobody", hard_negatives={"per_pair": 1})
+    everything = related().assign(role="query", anchor_text="red mug", is_relevant=True)
+    everything = pd.concat([everything.assign(side="train"), everything.iloc[:2].assign(side="validation")])
+    with pytest.raises(ValueError, match="no two pairs that are not known to belong together"):
+        trained(tmp_path, "x", everything)
+    with pytest.raises(ValueError, match="an anchor to which every item belongs has none"):
+        trained(tmp_path, "x", everything, hard_negatives={"per_pair": 1, "from_epoch": 0})
+    assert not (tmp_path / "x").exists()
+    for settings, wrong in (
+        ({"losses": {"margin": 1.0}}, "margin needs a teacher"),
+        ({"teacher": "a", "hard_negatives": {"per_pair": 0}}, "it is asked of hard negatives only"),
+        ({"sizes": [8], "dimensions": 9}, r"expected one of sizes \[8\], found 9"),
+        ({"hard_negatives": {"places": 5, "skip_first": 5}}, "leaves none of 5 places"),
+        ({"losses": {}}, "at least 1"),
+    ):
+        with pytest.raises(ValidationError, match=wrong):
+            EmbedderTraining.model_validate(settings)
+
+
+def test_the_process_says_where_it_went_wrong_and_no_text(tmp_path: Path) -> None:
+    of = plan(tmp_path)
+    (tmp_path / "plan.json").write_text(json.dumps(of.model_dump(mode="json")))
+    related().assign(side="train").to_parquet(tmp_path / "examples.parquet")
+    command = [sys.executable, "-m", "ecomspark.models.finetune_embedder", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert (said["step"], said["error"]) == ("failed", "ValueError")
+    assert "mug" not in ended.stdout
