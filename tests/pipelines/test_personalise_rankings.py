@@ -14,7 +14,7 @@ from conftest import build_rows
 from pydantic import ValidationError
 
 from ecomspark import tables, text
-from ecomspark.errors import ContractError, OnHold
+from ecomspark.errors import ConfigError, ContractError, OnHold
 from ecomspark.holds import set_hold
 from ecomspark.pipelines import personalise_rankings
 from ecomspark.runs import Summary
@@ -282,7 +282,6 @@ def test_bad_pairs_are_counted_and_too_many_or_other_columns_are_refused(shop: S
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"pairs": None, "segments": {}, "top_queries": 0}, "nobody else gets a ranking"),
         ({"top_queries": 0}, "shoppers and segments need queries"),
         ({"segments": {}}, "these need shoppers or segments"),
         ({"price_bands": [5.0, 2.0]}, "edges must rise"),
@@ -296,3 +295,6 @@ def test_settings_that_name_nobody_or_nothing_are_refused(changes: dict[str, Any
     given = {"warehouse": "w", "encoder": "e", "segments": {"s": {"category": "mugs"}}, "top_queries": 1}
     with pytest.raises(ValidationError, match=fault):
         personalise_rankings.Config(**{**given, **changes})
+    nobody = personalise_rankings.Config(warehouse="w", encoder="e")
+    with pytest.raises(ConfigError, match="nobody else gets a ranking"):
+        personalise_rankings.plan(None, nobody)  # type: ignore[arg-type]
