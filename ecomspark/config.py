@@ -323,7 +323,7 @@ def _described(fields: Mapping[str, FieldInfo], indent: str, given: BaseModel | 
         default = getattr(given, own_name) if given else default
         if field.annotation is not None and field.annotation in models:
             lines += [f"{indent}{name}:", *_described(models[0].model_fields, indent + "  ", default)]
-        elif models and isinstance(default, dict):
+        elif models and default and isinstance(default, dict):
             lines.append(f"{indent}{name}:")
             for key, value in default.items():
                 lines += [f"{indent}  {key}:", *_described(models[0].model_fields, indent + "    ", value)]

@@ -137,8 +137,8 @@ class _Vectors:
 
 
 def _vectors(current: Run, keys: DataFrame, role: Role, encoder: Checkpoint) -> _Vectors:
-    """The vectors of some keys (locale, key, source); `faults` when one has no text or no vector, or when vectors are of
-    several lengths."""
+    """The vectors of some keys (locale, key, source); `faults` when one has no text or no vector, or when vectors are
+    of several lengths."""
     texts = tables.read_memory(current.warehouse, TEXTS)
     is_mine = (F.col("role") == role) & (F.col("recipe_digest") == F.lit(encoder.card.recipe.digest))
     of_source = texts.where(is_mine).select(F.col("source_digest").alias("source"), "text_digest")

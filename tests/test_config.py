@@ -120,7 +120,8 @@ def test_the_template_names_every_key_and_is_itself_settings(job: str, tmp_path:
         "warehouse": "w", "columns": {}, "source_name": "s", "judgment_set": "s", "checkpoint": "c", "base": "b",
         "name": "n", "encoder": "e", "a": "base", "b": "tuned",
         "source": "folder" if job == "import_checkpoint" else {"format": "parquet", "path": "p"},
-        "shoppers": {"key_file": "shoppers.key", "key_id": "k1"},
+        "validation_from": "2011-10-01",
+        **({"shoppers": {"key_file": "shoppers.key", "key_id": "k1"}} if job.startswith("import_") else {}),
     }  # fmt: skip
     section, sections = document[job] or {}, ("source", "shoppers")
     for keys in (document, section):

@@ -33,11 +33,14 @@ _VECTOR_DECIMALS = 9  # a mean's last digits depend on the order in which it was
 
 
 class Weights(Section):
-    """What the personal terms count for against the general terms, which together count for 1."""
+    """What the personal terms count for against the general terms, which together count for 1.
 
-    profile: Share = setting(1.0, "affinity of the profile and the item")
+    The defaults are those that did best on Online Retail's baskets (`tests/benchmarks/personal.py`).
+    """
+
+    profile: Share = setting(0.5, "affinity of the profile and the item")
     session: Share = setting(0.5, "affinity of the last session and the item")
-    price: Share = setting(0.25, "share of the profile's behaviour in the item's price band")
+    price: Share = setting(0.0, "share of the profile's behaviour in the item's price band; try it on your own shop")
 
     @property
     def total(self) -> float:

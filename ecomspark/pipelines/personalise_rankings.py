@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables, text
 from ecomspark.config import Name, Section, Settings, setting
-from ecomspark.errors import ContractError, OnHold
+from ecomspark.errors import ConfigError, ContractError, OnHold
 from ecomspark.features.conform import ColumnMap, usable
 from ecomspark.features.consents import consenting, of_people, people
 from ecomspark.features.personal import (
@@ -144,12 +144,9 @@ class Config(Settings):
         return value
 
     @model_validator(mode="after")
-    def _somebody(self) -> "Config":
-        has_audience, has_query = bool(self.shoppers or self.segments), bool(self.queries or self.top_queries)
-        if has_audience != has_query:
+    def _both_sides(self) -> "Config":
+        if bool(self.shoppers or self.segments) != bool(self.queries or self.top_queries):
             raise ValueError("shoppers and segments need queries or top_queries, and these need shoppers or segments")
-        if not (has_audience or self.pairs):
-            raise ValueError("name pairs, or shoppers or segments with queries: nobody else gets a ranking")
         return self
 
 
@@ -204,6 +201,9 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
 
 
 def _encoder(config: Config) -> Checkpoint:
+    """Raises ConfigError, too, when nobody is named: all that is there would go."""
+    if config.pairs is None and not (config.shoppers or config.segments):
+        raise ConfigError(f"{JOB}: name pairs, or shoppers or segments with queries: nobody else gets a ranking")
     data_type = config.data_types.get(config.encoder)
     return open_checkpoint(config.models_folder, config.encoder, "encoder", data_type=data_type)
 
