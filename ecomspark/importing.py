@@ -105,7 +105,7 @@ def declare_consents(run: Run, consent: Consent, interactions: DataFrame) -> Non
     """Append the consent of every shopper among the imported `interactions` who never said anything of its purpose."""
     at = tables.snapshot(run.warehouse, CONSENTS)
     said = tables.read(run.warehouse, CONSENTS, at)
-    rows = declared(interactions, said, consent.purpose, consent.basis, run.as_of)
+    rows = declared(interactions, said, consent.purpose, consent.basis)
     commit = tables.append_log(run.warehouse, CONSENTS, rows, run.author)
     run.count(consents_declared=commit.inserted)
     run.commit(commit)

@@ -403,7 +403,7 @@ CONSENTS = Table(
     columns=(
         column("shopper_id", "string", "pseudonym, as in `interactions`"),
         column("purpose", "string", "what for, such as personalisation"),
-        column("at", "timestamp", "when it was said, UTC"),
+        column("at", "timestamp", "when it was said, UTC; what an importer declared: the beginning of 1970"),
         column("is_given", "boolean", "whether it was a yes"),
         column("basis", "string", "the legal basis, in words", null="none stated"),
     ),

@@ -1,7 +1,5 @@
 """Whose behaviour may be used, for what, and under which id it is told: consent first, unknown means no."""
 
-from datetime import date
-
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -92,23 +90,25 @@ def of_people(rows: DataFrame, allowed: DataFrame) -> DataFrame:
     return mine.withColumn("shopper_id", F.col("person_id")).drop("person_id").select(*rows.columns)
 
 
-def declared(
-    interactions: DataFrame, consents: DataFrame, purpose: str, basis: str, as_of: date | None = None
-) -> DataFrame:
+def declared(interactions: DataFrame, consents: DataFrame, purpose: str, basis: str) -> DataFrame:
     """Rows for `consents`: a yes of every shopper in `interactions` who has no row for the purpose, whatever it says.
 
-    Given at the shopper's first interaction there, and not after `as_of`: what a shopper says from then on is newer.
+    Given at the beginning of 1970, before anything can have been said: whatever a shopper says of their own is newer,
+    also what is imported later of an earlier day.
     """
     said = consents.where(F.col("purpose") == purpose).select("shopper_id")
-    known = interactions.where(F.col("shopper_id").isNotNull()).join(said, on="shopper_id", how="left_anti")
-    first = known.groupBy("shopper_id").agg(F.min("occurred_at").alias("first_at"))
-    return first.select(
-        "shopper_id",
-        F.lit(purpose).alias("purpose"),
-        F.least("first_at", F.lit(as_of).cast("timestamp")).alias("at"),
-        F.lit(True).alias("is_given"),
-        F.lit(basis).alias("basis"),
-    ).select(*CONSENTS.column_names)
+    known = interactions.where(F.col("shopper_id").isNotNull()).select("shopper_id").distinct()
+    return (
+        known.join(said, on="shopper_id", how="left_anti")
+        .select(
+            "shopper_id",
+            F.lit(purpose).alias("purpose"),
+            F.timestamp_seconds(F.lit(0)).alias("at"),
+            F.lit(True).alias("is_given"),
+            F.lit(basis).alias("basis"),
+        )
+        .select(*CONSENTS.column_names)
+    )
 
 
 def remaining(allowed: DataFrame) -> DataFrame:
