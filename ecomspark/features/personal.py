@@ -199,13 +199,16 @@ def personal_rankings(
     band. `standing`: as `shopper_standing` and `segment_standing` give it. `affinities`: audience_kind, audience,
     item_id, profile_cosine, session_cosine, null where one has no vector. `bands`: item_id, price_band.
     """
+    shown = general.select(
+        "audience_kind", "audience", "variant", "query_id", "item_id", "rank", "final_score", "availability", "band"
+    )
     placed = (
-        general.join(standing, on=["audience_kind", "audience"], how="inner")
+        shown.join(standing, on=["audience_kind", "audience"], how="inner")
         .join(affinities, on=["audience_kind", "audience", "item_id"], how="left")
         .join(bands, on="item_id", how="left")
     )
     is_personal = F.col("reason").isNull()
-    share = F.coalesce(F.col("price_weights")[F.col("price_band")], F.lit(0.0))
+    share = F.coalesce(F.try_element_at("price_weights", F.col("price_band")), F.lit(0.0))
     terms = {
         "profile": affinity_term(weights.profile, F.coalesce("profile_cosine", F.lit(0.0))),
         "session": affinity_term(weights.session, F.coalesce("session_cosine", F.lit(0.0))),

@@ -221,11 +221,9 @@ def _covers(encoder: Checkpoint, config: Config, held: list[str]) -> dict[str, s
 
 
 def _held(warehouse: Warehouse, config: Config) -> list[str]:
-    """The variants whose rankings, or personal ones, are on hold: neither is followed."""
     at = tables.snapshot(warehouse, HOLDS)
-    is_ours = F.col("table_name").isin(RANKINGS.name, PERSONAL_RANKINGS.name)
-    rows = tables.read(warehouse, HOLDS, at).where(is_ours).collect() if at else []
-    return sorted({row["variant"] for row in rows if row["variant"] in config.variants})
+    rows = tables.read(warehouse, HOLDS, at).where(F.col("table_name") == RANKINGS.name).collect() if at else []
+    return sorted(row["variant"] for row in rows if row["variant"] in config.variants)
 
 
 def _on_hold(held: list[str]) -> OnHold:

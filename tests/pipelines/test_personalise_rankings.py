@@ -215,8 +215,8 @@ def test_who_consents_and_has_a_profile_gets_an_order_of_their_own(shop: Shop, c
 
 def test_nothing_changed_is_no_version_and_a_plan_says_so(shop: Shop) -> None:
     assert shop.plan()["redone_pairs"] == 0
-    again = shop.run("again", full=True)
-    assert (again.status, again.rows["redone_pairs"]) == ("nothing_to_do", 10)
+    again = shop.run("again")
+    assert (again.status, again.rows["redone_pairs"]) == ("nothing_to_do", 0)
 
 
 def test_only_what_changed_is_done_again(shop: Shop) -> None:
@@ -234,6 +234,10 @@ def test_only_what_changed_is_done_again(shop: Shop) -> None:
     done = shop.run("a later day", LATER)
     assert done.rows["because_profiles"] == 5, "her profile of that day counts now: three pairs, and the segments"
     assert shop.shown()[CANARY] == GENERAL
+    whole = shop.run("whole", LATER, full=True)
+    assert (whole.status, whole.rows["redone_pairs"]) == ("nothing_to_do", 10), (
+        "what changed was all that had to be done"
+    )
 
 
 def test_a_shopper_who_withdraws_gets_the_general_ranking_and_one_who_is_not_named_none(shop: Shop) -> None:
