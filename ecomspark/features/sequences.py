@@ -11,7 +11,7 @@ def sequences(sessions: DataFrame, of: Literal["sessions", "shoppers"], validati
 
     Of shoppers, the training sequence is all that they did before, and the validation sequence that and the one item
     that came next. A session that lasts over the moment is on neither side, and so is a sequence of one item. Sessions
-    of machines are left out. `sequence_id` only puts sequences of one time in order.
+    of machines are left out. `sequence_id` puts sequences of one time in order; a shopper's two have the same.
     """
     of_people = sessions.where(F.col("bot_rule").isNull())
     side = F.when(F.col("ended_at") < validation_from, "train").when(

@@ -29,7 +29,7 @@ from sklearn.utils.extmath import randomized_svd
 from ecomspark.errors import way
 from ecomspark.models.calibration import calibrate
 from ecomspark.models.checkpoint import Card, Checkpoint, Confidence, seal, workroom
-from ecomspark.models.sequence import Body, Linear, Network, Sizes, save, weighed
+from ecomspark.models.sequence import CLOSED, Body, Linear, Network, Sizes, save, weighed
 from ecomspark.models.sequence_options import SequenceTraining
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -40,7 +40,7 @@ _VALIDATION = 5_000  # sequences that an epoch is judged by; confidence is fitte
 _STEPS, _SMOOTHING, _DRAWN = 10, 2.0, 1e-5
 _LINEAR_ITEMS = 20_000
 _JUDGED_AT_ONCE = 512
-_TEMPERATURES = np.geomspace(0.01, 4, 81)
+_TEMPERATURES = np.geomspace(0.01, 4, 31)
 _UNKNOWN_SHARE = 0.01  # of what is read, as [unknown]
 _BATCHES_SORTED = 50  # are put together by length
 _GRADIENT_NORM = 5.0
@@ -77,9 +77,10 @@ class Items:
 def fine_tune(plan: Plan, sequences: pd.DataFrame, vectors: pd.DataFrame | None, report: Report) -> Checkpoint:
     """Train, keep the epoch that is best on the validation sequences, fit the confidence, seal the checkpoint.
 
-    `sequences`: item_ids (oldest first) and side, train or validation, in order of time; of a validation sequence the
-    last item is predicted from the rest. `vectors`: item_id and vector, where the items have texts. Raises ValueError
-    when a side has no sequence with two items.
+    `sequences`: sequence_id, item_ids (oldest first) and side, train or validation, in order of time; of a validation
+    sequence the last item is predicted from the rest. What is made in closed form has no epoch to choose: once its
+    confidence is fitted it is made again from both sides, of two sequences of one id from the later. `vectors`: item_id
+    and vector, where the items have texts. Raises ValueError when a side has no sequence with two items.
     """
     settings = plan.training
     if settings.threads is not None:
@@ -89,9 +90,11 @@ def fine_tune(plan: Plan, sequences: pd.DataFrame, vectors: pd.DataFrame | None,
     if sides["train"].empty or sides["validation"].empty:
         counts = [len(of) for of in sides.values()]
         raise ValueError(f"{counts[0]} sequences of two items or more to train on, {counts[1]} to validate on")
-    has_texts = vectors is not None and settings.architecture != "linear"
-    of_items = {} if not has_texts else dict(zip(vectors["item_id"], vectors["vector"], strict=True))
-    items = Items(sorted({item_id for of in sides["train"]["item_ids"] for item_id in of}), of_items)
+    has_texts = vectors is not None and settings.architecture not in CLOSED
+    of_items = dict(zip(vectors["item_id"], vectors["vector"], strict=True)) if has_texts else {}
+    is_closed = settings.architecture in CLOSED
+    learnt = sides["train"]["item_ids"] if not is_closed else sequences["item_ids"][is_long]
+    items = Items(sorted({item_id for of in learnt for item_id in of}), of_items)
     train = [items.numbered(of) for of in sides["train"]["item_ids"]]
     judged = [items.numbered(of) for of in sides["validation"]["item_ids"]]
     sizes = Sizes(
@@ -102,14 +105,18 @@ def fine_tune(plan: Plan, sequences: pd.DataFrame, vectors: pd.DataFrame | None,
     metrics: dict[str, dict[str, float]] = {"before": popularity(train, judged, len(items.ids))}
     report({"step": "before", **metrics["before"], "of": "popularity, validation sequences"})
     networks: dict[str, Network | Linear] = {}
-    if sizes.architecture == "linear":
-        networks["linear"] = linear(train, sizes, settings.shrinkage)
+    if is_closed:
+        networks[sizes.architecture] = closed(train, sizes, settings)
     else:
-        first = beginnings(train, len(items.ids), settings)
+        first = beginnings(train, len(items.ids), settings, sizes.width)
         for body in sizes.bodies:
             learner = Learner(sizes, body, items, settings).begin(first)
             networks[body], metrics[body] = learner.fit(train, judged, report)
     confidence, metrics["after"] = fitted(list(networks.values()), judged, sizes)
+    if is_closed:
+        report({"step": "epoch", "body": sizes.architecture, "at": 1, "of": 1, **metrics["after"], "best": 0.0})
+        every = sequences[is_long].drop_duplicates("sequence_id", keep="last")["item_ids"]
+        networks[sizes.architecture] = closed([items.numbered(of) for of in every], sizes, settings)
     metrics["sequences"] = {
         "train": float(len(train)),
         "validation": float(len(judged)),
@@ -125,8 +132,32 @@ def fine_tune(plan: Plan, sequences: pd.DataFrame, vectors: pd.DataFrame | None,
         shutil.rmtree(made, ignore_errors=True)
 
 
-def linear(train: list[NDArray[np.int64]], sizes: Sizes, shrinkage: float) -> Linear:
-    """The linear model: eigenvectors of how often items stand together, each as much as the ridge leaves of it.
+def closed(train: list[NDArray[np.int64]], sizes: Sizes, settings: SequenceTraining) -> Linear:
+    """The linear or the spectral model."""
+    is_linear = sizes.architecture == "linear"
+    vectors = linear(train, sizes, settings.shrinkage) if is_linear else spectral(train, sizes, settings)
+    model = Linear(sizes)
+    with torch.no_grad():
+        model.embedding.weight.copy_(torch.from_numpy(vectors))
+        if not is_linear:
+            counts = np.bincount(np.concatenate(train), minlength=sizes.item_count)
+            model.bias.copy_(torch.from_numpy(settings.popularity * np.log1p(counts)))
+    return model.eval()
+
+
+def spectral(train: list[NDArray[np.int64]], sizes: Sizes, settings: SequenceTraining) -> NDArray[np.float64]:
+    """Vectors of the spectral model. A fifth of each is drawn: nearly at right angles to those of other items (Johnson
+    & Lindenstrauss 1984), it says what `again` says of an item that was read already."""
+    drawn = sizes.width // 5 if settings.again else 0
+    near = beginnings(train, sizes.item_count, settings, sizes.width - drawn)
+    own = np.random.default_rng(settings.seed).normal(size=(sizes.item_count, drawn))
+    own *= math.sqrt(settings.again) / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
+    return np.hstack([near, own])
+
+
+def linear(train: list[NDArray[np.int64]], sizes: Sizes, shrinkage: float) -> NDArray[np.float64]:
+    """Vectors of the linear model: eigenvectors of how often items stand together, each as much as the ridge leaves of
+    it.
 
     Raises ValueError where there are more items than `_LINEAR_ITEMS`: all pairs of them are in memory.
     """
@@ -144,10 +175,7 @@ def linear(train: list[NDArray[np.int64]], sizes: Sizes, shrinkage: float) -> Li
     values = np.maximum(values[::-1], 0.0)
     made = np.zeros((sizes.item_count, sizes.width))
     made[:, :known] = vectors[:, ::-1] * np.sqrt(values / (values + ridge))
-    model = Linear(sizes)
-    with torch.no_grad():
-        model.embedding.weight.copy_(torch.from_numpy(made))
-    return model.eval()
+    return made
 
 
 class Learner:
@@ -260,7 +288,9 @@ class Learner:
         return network.vectors(torch.cat([rows, network.unknown[None]])), bias
 
 
-def beginnings(train: list[NDArray[np.int64]], item_count: int, settings: SequenceTraining) -> NDArray[np.float32]:
+def beginnings(
+    train: list[NDArray[np.int64]], item_count: int, settings: SequenceTraining, width: int
+) -> NDArray[np.float32]:
     """Unit vectors of items to start from, such that what stands in one sequence lies near: the first singular vectors
     of the normalised counts (Shi & Malik 2000) of what stood up to `_STEPS` places apart, 1 / places each.
 
@@ -279,10 +309,10 @@ def beginnings(train: list[NDArray[np.int64]], item_count: int, settings: Sequen
     scale = sparse.diags((seen + _SMOOTHING) ** -0.5)
     near = scale @ (counts + sparse.diags(seen / 2)) @ scale
     random = np.random.default_rng(settings.seed)
-    made = random.normal(size=(item_count, settings.width)) * _DRAWN
-    known = min(settings.width, item_count - 1)
+    made = random.normal(size=(item_count, width)) * _DRAWN
+    known = min(width, item_count - 1)
     if known > 0:
-        left, values, _ = randomized_svd(near, known, n_iter=3, random_state=settings.seed)
+        left, values, _ = randomized_svd(near, known, n_iter=2, random_state=settings.seed)
         made[:, :known] += left * np.sqrt(values)
     lengths_of = np.linalg.norm(made, axis=1, keepdims=True)
     return (made / np.maximum(lengths_of, 1e-12)).astype(np.float32)

@@ -6,9 +6,10 @@ bias (NISER, Gupta et al. 2019: long vectors of often seen items no longer win b
 body says plus a weighted mean of the very items read (after CORE, Hou et al. 2022), so what was looked at lies near.
 Places count back from the newest item, so it makes no difference how long the history was before it was cut.
 
-Beside them stands a linear model for baskets, which is made in closed form: the items of all that somebody did, newer
-ones counting more, projected on what goes together (a ridge autoencoder as Steck 2019, of the rank of its width; tied,
-so an item speaks for itself, too). It reads no order but by age, and knows no texts.
+Beside them stand two that are made in closed form, read no order but by age, and know no texts: a state is the sum of
+the vectors of what was read, newer items counting more. For baskets `linear`, a ridge autoencoder (as Steck 2019, of
+the rank of its width, and tied, so an item speaks for itself, too); for sessions `spectral`, where near lies what stood
+near (eigenvectors of normalised counts, as Shi & Malik 2000), and a state's length says nothing.
 
 An item's vector is one learnt for its id plus, where the model was trained with texts, a projection of its text's
 embedding. An item that training never saw has the projection alone. A model without texts reads such an item as
@@ -38,7 +39,10 @@ from ecomspark.models.checkpoint import ITEMS, WEIGHTS, Card, Confidence, open_c
 from ecomspark.models.costs import Costs
 from ecomspark.models.loading import device_of
 
-Body = Literal["transformer", "gru", "linear"]
+Architecture = Literal["transformer", "gru", "both", "linear", "spectral"]
+Body = Literal["transformer", "gru", "linear", "spectral"]
+
+CLOSED = ("linear", "spectral")
 
 _ITEMS_A_BATCH = 8_192  # read in one pass, padding included
 _FIRST_SAY, _FIRST_DECAY = 0.1, 0.7
@@ -50,14 +54,14 @@ class Sizes(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    architecture: Literal["transformer", "gru", "both", "linear"]
+    architecture: Architecture
     item_count: int
     width: int
     layers: int
     heads: int
     max_items: int
     text_width: int = 0  # of the encoder's vectors; 0: no texts
-    half_life_items: float = 100.0  # of the linear model: an item so many back counts half
+    half_life_items: float = 100.0  # of those in closed form: an item so many back counts half
 
     @property
     def bodies(self) -> tuple[Body, ...]:
@@ -65,7 +69,7 @@ class Sizes(BaseModel):
 
 
 class Linear(nn.Module):
-    """Vectors of items whose products say how much one item speaks for another."""
+    """Vectors of items whose products say how much one item speaks for another: `linear` or `spectral`."""
 
     text = None
 
@@ -75,7 +79,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(sizes.item_count))
         self.unknown = nn.Parameter(torch.zeros(sizes.width))  # it says nothing
         self.new_bias = nn.Parameter(torch.zeros(()))
-        self._half_life = sizes.half_life_items
+        self._half_life, self._is_unit = sizes.half_life_items, sizes.architecture == "spectral"
 
     def vectors(self, rows: torch.Tensor) -> torch.Tensor:
         return rows
@@ -83,7 +87,8 @@ class Linear(nn.Module):
     def last(self, table: torch.Tensor, ids: torch.Tensor, lengths: NDArray[np.int64]) -> torch.Tensor:
         """States behind histories of these lengths, given by rows of the table; behind none it is zero."""
         counted = weighed(ids.cpu().numpy(), lengths, len(table), self._half_life)
-        return torch.from_numpy(counted.astype(np.float32) @ table.cpu().numpy()).to(table.device)
+        states = torch.from_numpy(counted.astype(np.float32) @ table.cpu().numpy()).to(table.device)
+        return _FIRST_SCALE * functional.normalize(states, dim=1) if self._is_unit else states
 
 
 def weighed(ids: NDArray[np.int64], lengths: NDArray[np.int64], item_count: int, half_life: float) -> Any:
@@ -331,13 +336,25 @@ def confidences(scores: NDArray[Any], k: int, of: Confidence) -> tuple[NDArray[n
         return np.empty((len(given), 0)), np.zeros(len(given))
     weights = given / of.temperature
     weights = np.exp(weights - weights.max(axis=1, keepdims=True))
-    best = np.argsort(-given, axis=1, kind="stable")[:, :k]
+    best = _best(given, k)
     chances = np.take_along_axis(weights, best, axis=1) / weights.sum(axis=1, keepdims=True)
     mass = chances.sum(axis=1)
     nearest = min(of.maps, key=lambda size: (abs(np.log(size / k)), size))
     points = np.array(of.maps[nearest])
     of_list = np.interp(mass, points[:, 0], points[:, 1])
     return chances * (of_list / mass)[:, None], of_list
+
+
+def _best(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Places of the k greatest of each row, the greatest first, of equal ones the first; without sorting all."""
+    count = scores.shape[1]
+    k = min(k, count)
+    least = np.partition(scores, count - k, axis=1)[:, count - k]
+    best = np.empty((len(scores), k), dtype=np.int64)
+    for row, of in enumerate(scores):
+        places = np.flatnonzero(of >= least[row])
+        best[row] = places[np.argsort(-of[places], kind="stable")][:k]
+    return best
 
 
 def load(folder: Path, scorer_digest: bytes, gpu: str | None = None) -> SequenceModel:
@@ -357,7 +374,7 @@ def load(folder: Path, scorer_digest: bytes, gpu: str | None = None) -> Sequence
 
 def empty(sizes: Sizes, body: Body) -> Network | Linear:
     """One that waits for its weights."""
-    return Linear(sizes) if body == "linear" else Network(sizes, body)
+    return Linear(sizes) if body in CLOSED else Network(sizes, body)
 
 
 def save(folder: Path, networks: Mapping[str, Network | Linear], sizes: Sizes, item_ids: Sequence[str]) -> None:

@@ -54,9 +54,11 @@ class Config(SequenceTraining, Settings):
     tracking: Tracking = setting(Tracking(), "where the curves of trainings are kept", decides=False)
 
     @model_validator(mode="after")
-    def _linear_reads_ids(self) -> "Config":
-        if self.architecture == "linear" and self.encoder is not None:
-            raise ValueError("architecture linear knows no texts: set encoder to null, or take another architecture")
+    def _closed_forms_read_ids(self) -> "Config":
+        if self.architecture in ("linear", "spectral") and self.encoder is not None:
+            raise ValueError(
+                f"architecture {self.architecture} knows no texts: set encoder to null, or take another architecture"
+            )
         return self
 
 
@@ -121,8 +123,8 @@ def _settings_digest(config: Config, encoder: Checkpoint | None) -> bytes:
 
 
 def _sequences(current: Run, config: Config) -> pd.DataFrame:
-    """(item_ids, side) in order of time. Raises ConfigError when nothing can lie between the two days, ContractError
-    when a side has no sequence."""
+    """(sequence_id, item_ids, side) in order of time. Raises ConfigError when nothing can lie between the two days,
+    ContractError when a side has no sequence."""
     if current.as_of is not None and current.as_of < config.validation_from:
         raise ConfigError(
             f"{JOB}.validation_from: expected a day up to as_of {current.as_of}, found {config.validation_from}"
@@ -134,7 +136,7 @@ def _sequences(current: Run, config: Config) -> pd.DataFrame:
     since = F.lit(datetime.combine(config.validation_from, time(), UTC))
     found = sequences(sessions, config.of, since).toPandas()
     found = found.assign(sequence_id=[bytes(one).hex() for one in found["sequence_id"]])
-    found = found.sort_values(["ends_at", "sequence_id"], ignore_index=True)[["item_ids", "side"]]
+    found = found.sort_values(["ends_at", "sequence_id"], ignore_index=True)[["sequence_id", "item_ids", "side"]]
     by_side = found["side"].value_counts()
     counts = {side: int(by_side.get(side, 0)) for side in ("train", "validation")}
     of_train = found["item_ids"][found["side"] == "train"]

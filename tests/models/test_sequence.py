@@ -46,7 +46,8 @@ def trained(folder: Path, name: str = "next", with_texts: bool = False, **change
     settings = {"width": 16, "layers": 1, "max_items": 5, "epochs": 6, "batch_size": 64, "learning_rate": 1e-2,
                 "threads": 1, "dropout": 0.0, "input_dropout": 0.0, "id_dropout": 0.3, **changes}  # fmt: skip
     sequences = walks(300)
-    rows = pd.DataFrame({"item_ids": sequences, "side": ["train"] * 250 + ["validation"] * 50})
+    sides = ["train"] * 250 + ["validation"] * 50
+    rows = pd.DataFrame({"sequence_id": [str(n) for n in range(300)], "item_ids": sequences, "side": sides})
     of_items = text_vectors(0)
     vectors = pd.DataFrame({"item_id": list(of_items), "vector": list(of_items.values())}) if with_texts else None
     card = Card(kind="sequence", base="none", text_scorer_digest="ab" * 16 if with_texts else "")
@@ -166,6 +167,47 @@ def test_the_linear_model_speaks_for_what_goes_together_and_for_what_was_bought(
     assert not model.states([[]]).any(), "nobody's history speaks for nothing"
     assert not model.states([["never seen"]]).any()
     np.testing.assert_allclose(model.states([IDS[:9]]), model.states([IDS[4:9]]), atol=1e-6)
+
+
+def test_the_spectral_model_speaks_for_what_stood_near_and_for_what_was_read(tmp_path: Path) -> None:
+    wide = {"architecture": "spectral", "width": 20, "half_life_items": 1.0, "popularity": 0.0}
+    model = opened(trained(tmp_path, again=0.05, **wide))
+    scores = np.append(model.states([[IDS[4], IDS[9]]])[0], 1.0) @ model.items(IDS).T
+    order = [IDS[place] for place in np.argsort(-scores)]
+    assert order[0] == IDS[9], "the newest item"
+    assert {IDS[8], IDS[10]} <= set(order[:4]), "and what stood beside it"
+    again = opened(trained(tmp_path, "again", again=1.0, **wide))
+    own = [
+        float(np.append(one.states([[IDS[4]]])[0], 1.0) @ one.items([IDS[4]])[0])
+        - float(np.append(one.states([[IDS[4]]])[0], 1.0) @ one.items([IDS[5]])[0])
+        for one in (model, again)
+    ]
+    assert own[1] > own[0]
+    assert not model.states([[], ["never seen"]]).any()
+
+
+def test_what_is_made_in_closed_form_learns_from_both_sides_in_the_end(tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        {
+            "sequence_id": ["1", "2", "3", "1"],
+            "item_ids": [["a", "b"], ["b", "c"], ["a", "c"], ["a", "b", "z"]],
+            "side": ["train"] * 3 + ["validation"],
+        }
+    )
+    seen = []
+    kept = finetune_sequence.closed
+
+    def closed(train: Any, *of: Any) -> Any:
+        seen.append([sequence.tolist() for sequence in train])
+        return kept(train, *of)
+
+    training = SequenceTraining(architecture="linear", width=2, threads=1)
+    plan = Plan(models_folder=tmp_path, name="x", card=Card(kind="sequence", base="none"), training=training)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(finetune_sequence, "closed", closed)
+        made = fine_tune(plan, rows, None, lambda _: None)
+    assert opened(made).item_ids == ["a", "b", "c", "z"]
+    assert seen == [[[0, 1], [1, 2], [0, 2]], [[1, 2], [0, 2], [0, 1, 3]]], "of two of one id the later"
 
 
 def test_a_checkpoint_comes_back_and_its_digest_tells_scorers_apart(both: Checkpoint, reading: Checkpoint) -> None:
