@@ -1,6 +1,6 @@
 """Fine-tuning an encoder end to end: from judgments and baskets to a checkpoint that `models.embedder` runs."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,18 @@ from ecomspark.schemas import INTERACTIONS, SPLITS
 from ecomspark.tables import Author
 
 SETTINGS: dict[str, Any] = {
-    "base": "base", "name": "towers-1", "judgment_set": "ours", "shares": {"train": 0.4, "validation": 0.3}, "seed": 5,
-    "min_cosine": None, "epochs": 1, "batch_size": 4, "recall_at": 2, "threads": 1, "sizes": [8], "dimensions": 8,
+    "base": "base", "name": "towers-1", "judgment_set": "ours", "shares": {"train": 0.4, "validation": 0.3}, "seed": 42,
+    "split": "towers", "min_cosine": None, "epochs": 1, "batch_size": 4, "recall_at": 2, "threads": 1, "sizes": [8], "dimensions": 8,
     "hard_negatives": {"from_epoch": 0}, "sources": ["judged", "bought_together", "asked_and_bought"],
 }  # fmt: skip
 
-# Purchases: (basket, item, the query that led there, day of October 2011; the last are after the day of the runs).
+# With this split and seed q1, q3, q4 are trained on, q2 validates, q5 is for testing.
+LATER = date(2011, 12, 1)
+
+# Purchases: (basket, item, the query that led there, day counted from October 2011; the last are after the day of the
+# runs).
 BOUGHT = [("b1", "i05", "q3", 1), ("b1", "i09", None, 1), ("b2", "i05", "q3", 2), ("b2", "i09", None, 2),
-          ("b3", "i01", None, 3), ("b3", "i12", None, 3), ("b4", "i01", None, 4), ("b4", "i12", None, 4),
+          ("b3", "i01", None, 3), ("b3", "i12", None, 3), ("b4", "i01", None, 4), ("b4", "i12", None, 4), ("b3", "i11", "q4", 3), ("b4", "i11", "q4", 4),
           ("b5", "i03", "q5", 60), ("b5", "i11", None, 60), ("b6", "i03", "q5", 60), ("b6", "i11", None, 60)]  # fmt: skip
 
 
@@ -91,29 +95,43 @@ def test_a_checkpoint_comes_of_what_belongs_together_once_and_its_plan_said_so(b
         bought_shop.run(JOB, "other", **{**SETTINGS, "epochs": 2})
 
 
+def pairs_of(found: pd.DataFrame, role: str) -> set[tuple[str, str]]:
+    of = found[(found["role"] == role) & found["is_relevant"].eq(True)]
+    return set(zip(of["anchor_text"], of["passage_text"], strict=True))
+
+
 def test_pairs_are_of_the_sides_and_of_nothing_later(bought_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read(bought_shop, monkeypatch, "pairs", name="towers-2")
-    together = found[found["role"] == "passage"]
-    # i01 and i12 have one text; i03 and i11 are bought together only after the day of the run.
-    assert set(zip(together["anchor_text"], together["passage_text"], strict=True)) == {
-        ("white candle holder", "gift bag with hearts"), ("gift bag with hearts", "white candle holder")
+    # i01 and i12 have one text, so that they teach nothing of each other.
+    now = {("white candle holder", "gift bag with hearts"), ("red ceramic mug", "cake stand")}
+    later = {("glass teapot", "cake stand")}
+    assert pairs_of(found, "passage") == now | {(other, one) for one, other in now}
+    sides = found.groupby(["role", "anchor_text"])["side"].agg(set)
+    assert set(map(frozenset, sides["passage"])) == {frozenset({"train"})}, "judged queries are validated on"
+    assert {query: side for query, [side] in sides["query"].items()} == {
+        "red mug": "train", "candle holder": "train", "gift": "train", "wall clock": "validation"
     }  # fmt: skip
-    assert set(together["side"]) == {"train"}, "judged queries are validated on"
-    queries = found[found["role"] == "query"]
-    sides = {bytes(row["query_id"]): row["side"] for row in bought_shop.rows(SPLITS).collect()}
-    assert set(queries.groupby("anchor_text")["side"].nunique()) == {1}
-    assert queries["anchor_text"].nunique() == sum(side != "test" for side in sides.values())
-    mugs = queries[queries["anchor_text"] == "red mug"].set_index("passage_text")["is_relevant"]
-    if len(mugs):
-        assert (mugs["red ceramic mug"], mugs["red wall clock"]) == (True, False)
-    # Without judgments both directions of a pair go together, and later purchases count on a later day.
-    alone = {"sources": ["bought_together"], "judgment_set": None, "name": "towers-3", "min_grade": None}
-    alone["bought"] = {"min_count": 1, "validation_share": 0.5}
-    later = read(bought_shop, monkeypatch, "alone", **alone)
-    pairs = later[later["role"] == "passage"]
-    assert set(pairs["side"]) == {"train", "validation"} or len(pairs) == 2
-    by_pair = pairs.assign(pair=[frozenset(of) for of in zip(pairs["anchor_text"], pairs["passage_text"], strict=True)])
-    assert set(by_pair.groupby("pair")["side"].nunique()) == {1}
+    asked = pairs_of(found, "query")
+    assert ("gift", "cake stand") in asked, "it was bought after the query twice"
+    assert ("red mug", "red ceramic mug") in asked
+    assert ("red mug", "red wall clock") not in asked
+    assert set(found[found["role"] == "query"]["is_relevant"]) == {True, False}
+    # A test query's purchases are not learnt from, whenever they were; what was bought on a later day counts then.
+    then = read(bought_shop, monkeypatch, "later", name="towers-2", as_of=LATER)
+    assert pairs_of(then, "passage") == {pair for of in now | later for pair in (of, of[::-1])}
+    assert pairs_of(then, "query") == asked
+
+
+def test_without_judgments_both_directions_of_a_pair_stand_on_one_side(
+    bought_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {"sources": ["bought_together"], "judgment_set": None, "name": "towers-3", "as_of": LATER}
+    found = read(bought_shop, monkeypatch, "alone", **alone, bought={"min_count": 1, "validation_share": 0.5})
+    pairs = found[found["role"] == "passage"]
+    assert set(pairs["side"]) == {"train", "validation"}
+    keys = [frozenset(of) for of in zip(pairs["anchor_text"], pairs["passage_text"], strict=True)]
+    assert set(pairs.groupby(keys)["side"].nunique()) == {1}
+    assert set(pairs.groupby(keys).size()) == {2}
 
 
 def test_what_cannot_be_trained_is_said_before_it_is_tried(bought_shop: Shop, tmp_path: Path) -> None:
@@ -124,7 +142,7 @@ def test_what_cannot_be_trained_is_said_before_it_is_tried(bought_shop: Shop, tm
     config = bought_shop.config(JOB, **{**SETTINGS, "name": "x", "max_tokens": 33})
     with pytest.raises(ConfigError, match=r"finetune_embedder.max_tokens: expected 32 at most.*found 33"):
         run(None, config, "long")  # type: ignore[arg-type]
-    fits = {"split": "default", "min_cosine": None, "max_edits": 2}
+    fits = {"split": "towers", "min_cosine": None, "max_edits": 2}
     for name, recipe, settings, said in (
         ("foreign", {"fields": {"title": 7}}, fits, "expected the text recipe of these settings"),
         ("elsewhere", config.recipe, {**fits, "split": "other"}, "it may know the queries"),
