@@ -1,9 +1,9 @@
 """The figures that need ../shared/data, as a JSON list of {figure, value, must, holds, command}.
 
-    make figures OUT=figures.json [ONLY="recipe full same chinese"]
+    make figures OUT=figures.json [ONLY="recipe full same chinese shoppers"]
 
 Models that were trained before are found in the folder that is named and not trained again, so a run that was cut
-short goes on; take the folder away to measure anew. In the background: three to four hours on two cores.
+short goes on; take the folder away to measure anew. In the background: four to six hours on two cores.
 """
 
 import argparse
@@ -15,12 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import chances
 import chinese
 import home_depot
+import personal
+import retrieval_home_depot
+import sequences
 import training
 from figures import judged
 
-PARTS = ("recipe", "full", "same", "chinese")
+PARTS = ("recipe", "full", "same", "chinese", "shoppers")
 
 
 def of_chinese(folder: Path) -> Iterator[tuple[str, float, str]]:
@@ -29,6 +33,12 @@ def of_chinese(folder: Path) -> Iterator[tuple[str, float, str]]:
     made.mkdir()
     for one in chinese.figures(made, lambda said: print(said, file=sys.stderr, flush=True)):
         yield one["figure"], one["value"], one["must"]
+
+
+def of_shoppers(folder: Path) -> Iterator[tuple[str, float, str]]:
+    """Retrieval by meaning, what comes next, personal rankings, and chances."""
+    for part in (retrieval_home_depot, sequences, personal, chances):
+        yield from part.figures(folder)
 
 
 def of_split(folder: Path) -> Iterator[tuple[str, float, str]]:
@@ -55,6 +65,7 @@ def main() -> int:
         "full": training.full_figures,
         "same": training.same_figures,
         "chinese": of_chinese,
+        "shoppers": of_shoppers,
     }
     found: list[dict[str, Any]] = []
     for part in asked.only:
