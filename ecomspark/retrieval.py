@@ -93,10 +93,10 @@ def nearest_items(
     of_items = items.select(
         "locale", F.col("item_id").cast("binary").alias("key"), F.col("source_digest").alias("source")
     )
-    asked, offered = (
-        _vectors(current, of_queries, "query", encoder),
-        _vectors(current, of_items, "passage", encoder),
-    )
+    asked = _vectors(current, of_queries, "query", encoder)
+    offered = _vectors(current, of_items, "passage", encoder)
+    if faults := [*asked.faults, *offered.faults]:
+        raise ContractError("\n".join(faults))
     current.count(query_vectors=asked.count, item_vectors=offered.count)
     widened = current.warehouse.spark.sparkContext.accumulator(0)
     found = _search(asked, offered, places, how, widened)
@@ -116,12 +116,14 @@ def nearest_items(
 @dataclass(frozen=True)
 class _Vectors:
     """`distinct`: (locale, id, vector, place), each vector of a locale once, under the least key that has it.
-    `members`: (locale, id, key), every key. `by_locale`: distinct vectors by locale and place."""
+    `members`: (locale, id, key), every key. `by_locale`: distinct vectors by locale and place. `faults`: what stops a
+    search, a sentence each."""
 
     distinct: DataFrame
     members: DataFrame
     by_locale: dict[str, list[tuple[int, int]]]
     dimensions: int
+    faults: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -135,8 +137,8 @@ class _Vectors:
 
 
 def _vectors(current: Run, keys: DataFrame, role: Role, encoder: Checkpoint) -> _Vectors:
-    """The vectors of some keys (locale, key, source). Raises ContractError when one has no text or no vector, or when
-    vectors are of several lengths."""
+    """The vectors of some keys (locale, key, source); `faults` when one has no text or no vector, or when vectors are of
+    several lengths."""
     texts = tables.read_memory(current.warehouse, TEXTS)
     is_mine = (F.col("role") == role) & (F.col("recipe_digest") == F.lit(encoder.card.recipe.digest))
     of_source = texts.where(is_mine).select(F.col("source_digest").alias("source"), "text_digest")
@@ -147,7 +149,7 @@ def _vectors(current: Run, keys: DataFrame, role: Role, encoder: Checkpoint) -> 
     named = current.keep(
         with_vectors.select("locale", "text_digest", "vector", "first", "keys", F.min("first").over(same).alias("id"))
     )
-    _check(named, role, encoder)
+    faults = _lacking(named, role, encoder)
     # Two bytes of a digest: a part is a range of these places, so it is of known size, and the same whoever cuts.
     place = F.conv(F.substring(F.md5("id"), 1, 4), 16, 10).cast("int")
     distinct = named.where(F.col("first") == F.col("id")).select("locale", "id", "vector", place.alias("place"))
@@ -159,16 +161,17 @@ def _vectors(current: Run, keys: DataFrame, role: Role, encoder: Checkpoint) -> 
     for row in counted.collect():
         by_locale.setdefault(row["locale"], []).append((row["place"], row["count"]))
         sizes |= {row["least"], row["most"]}
-    if len(sizes) > 1:
-        raise ContractError(
+    if len(sizes) > 1 and not faults:
+        faults.append(
             f"embeddings: expected vectors of one length by {encoder.name}, found some of {sorted(sizes)}; "
-            "import the encoder anew and run embed_texts"
+            "import the encoder under another name and run embed_texts"
         )
     members = digests.join(named.select("locale", "text_digest", "id"), on=["locale", "text_digest"], how="inner")
-    return _Vectors(distinct, members.select("locale", "id", "key"), by_locale, max(sizes, default=1))
+    return _Vectors(distinct, members.select("locale", "id", "key"), by_locale, max(sizes, default=1), tuple(faults))
 
 
-def _check(named: DataFrame, role: Role, encoder: Checkpoint) -> None:
+def _lacking(named: DataFrame, role: Role, encoder: Checkpoint) -> list[str]:
+    """What is said of keys without a text and texts without a vector."""
     no_text, no_vector = F.col("text_digest").isNull(), F.col("text_digest").isNotNull() & F.col("vector").isNull()
     said = named.agg(
         F.coalesce(F.sum(F.when(no_text, F.col("keys"))), F.lit(0)).alias("no_text"),
@@ -187,8 +190,7 @@ def _check(named: DataFrame, role: Role, encoder: Checkpoint) -> None:
             f"embeddings: expected the vectors of all {what} by {encoder.name} ({encoder.scorer_digest.hex()}), found "
             f"{said['no_vector']:,} texts without; run embed_texts first"
         )
-    if faults:
-        raise ContractError("\n".join(faults))
+    return faults
 
 
 def _search(

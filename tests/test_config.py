@@ -118,7 +118,8 @@ def test_the_template_names_every_key_and_is_itself_settings(job: str, tmp_path:
     document = yaml.safe_load(printed)
     required = {
         "warehouse": "w", "columns": {}, "source_name": "s", "judgment_set": "s", "checkpoint": "c", "base": "b",
-        "name": "n", "a": "base", "b": "tuned", "source": "folder" if job == "import_checkpoint" else {"format": "parquet", "path": "p"},
+        "name": "n", "encoder": "e", "a": "base", "b": "tuned",
+        "source": "folder" if job == "import_checkpoint" else {"format": "parquet", "path": "p"},
     }  # fmt: skip
     section = document[job] or {}
     for keys in (document, section):
