@@ -42,7 +42,7 @@ class Search(Section):
     encoder: Name | None = setting(
         None, "whose vectors: a folder in models_folder; embed_texts makes them. Needed where `embedding` proposes"
     )
-    count: int = setting(100, "items that it proposes for a query", unit="items", ge=1)
+    count: int = setting(100, "items that it proposes for a query; evaluate_retrieval goes by `ks`", unit="items", ge=1)
     approximate_above: int | None = setting(
         500_000,
         "distinct item vectors of a locale above which an approximate index is searched, and its recall of the exact "
@@ -137,8 +137,8 @@ class _Vectors:
 
 
 def _vectors(current: Run, keys: DataFrame, role: Role, encoder: Checkpoint) -> _Vectors:
-    """The vectors of some keys (locale, key, source); `faults` when one has no text or no vector, or when vectors are of
-    several lengths."""
+    """The vectors of some keys (locale, key, source), with `faults` when one has no text or no vector, or when vectors
+    are of several lengths."""
     texts = tables.read_memory(current.warehouse, TEXTS)
     is_mine = (F.col("role") == role) & (F.col("recipe_digest") == F.lit(encoder.card.recipe.digest))
     of_source = texts.where(is_mine).select(F.col("source_digest").alias("source"), "text_digest")
