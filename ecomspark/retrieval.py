@@ -42,7 +42,7 @@ class Search(Section):
     encoder: Name | None = setting(
         None, "whose vectors: a folder in models_folder; embed_texts makes them. Needed where `embedding` proposes"
     )
-    count: int = setting(100, "items that it proposes for a query", unit="items", ge=1)
+    count: int = setting(100, "items that it proposes for a query; evaluate_retrieval goes by `ks`", unit="items", ge=1)
     approximate_above: int | None = setting(
         500_000,
         "distinct item vectors of a locale above which an approximate index is searched, and its recall of the exact "
@@ -152,7 +152,8 @@ def _vectors(current: Run, keys: DataFrame, role: Role, encoder: Checkpoint) -> 
     faults = _lacking(named, role, encoder)
     # Two bytes of a digest: a part is a range of these places, so it is of known size, and the same whoever cuts.
     place = F.conv(F.substring(F.md5("id"), 1, 4), 16, 10).cast("int")
-    distinct = named.where(F.col("first") == F.col("id")).select("locale", "id", "vector", place.alias("place"))
+    is_first = (F.col("first") == F.col("id")) & F.col("vector").isNotNull()
+    distinct = named.where(is_first).select("locale", "id", "vector", place.alias("place"))
     counted = distinct.groupBy("locale", "place").agg(
         F.count("*").alias("count"), F.min(F.size("vector")).alias("least"), F.max(F.size("vector")).alias("most")
     )

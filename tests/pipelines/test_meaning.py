@@ -57,10 +57,6 @@ def test_a_second_run_embeds_none_and_a_changed_title_once_for_all_its_twins(sea
     again = shop.run("embed_texts", "again", encoder="base")
     assert again.status == "nothing_to_do"
     assert (again.rows["texts"], again.rows["to_embed"]) == (0, 0), "nothing changed: nothing is looked at"
-    whole = shop.run("embed_texts", "whole", encoder="base", full=True)
-    assert (whole.rows["texts"], whole.rows["there"], whole.rows["to_embed"]) == (16, 16, 0)
-    assert "embedded" not in whole.rows
-
     jug = [(name, "Purple Jug", *ITEMS[0][2:]) for name in ("i01", "i02")]
     shop.write_items([*jug, *ITEMS[2:]])
     shop.run("import_items", "edit")
@@ -73,7 +69,15 @@ def test_a_second_run_embeds_none_and_a_changed_title_once_for_all_its_twins(sea
     assert plan.counts == {name: edit.rows[name] for name in plan.counts}
     assert (plan.counts["to_embed_passage"], plan.counts["to_embed_query"]) == (1, 0)
 
-    # Vectors that were taken away are made again, whatever the change feeds of items and queries say.
+
+@pytest.mark.nightly
+def test_all_is_looked_at_on_request_and_where_vectors_were_taken_away(searched: Shop, tmp_path: Path) -> None:
+    shop = searched.copy(tmp_path)
+    whole = shop.run("embed_texts", "whole", encoder="base", full=True)
+    assert (whole.rows["texts"], whole.rows["there"], whole.rows["to_embed"]) == (16, 16, 0)
+    assert "embedded" not in whole.rows
+
+    # What the change feeds of items and queries say of it is nothing.
     shop.spark.sql(f"DELETE FROM delta.`{shop.folder}/warehouse/embeddings` WHERE role = 'query'")
     assert shop.run("embed_texts", "taken", encoder="base").rows["embedded"] == 5
 
