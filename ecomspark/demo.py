@@ -172,7 +172,7 @@ def _print_ranking(query: Row, rows: Sequence[Row]) -> None:
 
 
 def _show_shoppers(warehouse: Warehouse, settings: Any, named: Sequence[str]) -> None:
-    """Two shoppers' profiles in words, what they may want next, and one query ranked for each beside a third shopper
+    """Two shoppers' profiles in words and what they may want next, and one query ranked for each beside a third shopper
     who said no."""
     titles = {row["item_id"]: row["title"].strip() for row in _newest(warehouse, ITEMS).collect()}
     profiles = {row["shopper_id"]: row for row in newest_profiles(_newest(warehouse, PROFILES), AS_OF).collect()}
@@ -183,32 +183,28 @@ def _show_shoppers(warehouse: Warehouse, settings: Any, named: Sequence[str]) ->
         if name not in profiles:
             print("   no consent: no profile, no next items, and the ranking that everybody gets")
             continue
-        print(
-            textwrap.fill(
-                _in_words(profiles[name], outlooks.get(name)), 116, initial_indent="   ", subsequent_indent="   "
-            )
-        )
-        newest = _newest(warehouse, NEXT_ITEMS).where(F.col("shopper_id") == name).orderBy(F.desc("as_of_date"), "rank")
-        items = [
-            f"{titles.get(row['item_id'], '?')} ({row['confidence']:.1%})"
-            for row in newest.limit(_SHOWN_ITEMS).collect()
-        ]
-        print(textwrap.fill(f"may want next: {'; '.join(items)}", 116, initial_indent="   ", subsequent_indent="   "))
-    query = settings.queries[0]
-    of_query = _newest(warehouse, PERSONAL_RANKINGS).join(
-        _newest(warehouse, QUERIES).where(F.col("query_text") == query.text).select("query_id"),
-        on="query_id",
-        how="inner",
-    )
-    shown = of_query.where(F.col("audience").isin(list(named)) & (F.col("rank") <= _SHOWN_ITEMS)).collect()
-    print(f"\n  {query.text}, ranked for each; in brackets the place that everybody sees the item at")
-    print("   " + "".join(f"{_short(name):<38}" for name in named))
-    for rank in range(1, _SHOWN_ITEMS + 1):
-        cells = []
-        for name in named:
-            row = next((row for row in shown if row["audience"] == name and row["rank"] == rank), None)
-            cells.append("" if row is None else f"{titles.get(row['item_id'], '?')[:30]} ({row['general_rank']})")
-        print("   " + "".join(f"{cell:<38}" for cell in cells))
+        _print_folded(_in_words(profiles[name], outlooks.get(name)))
+        of_shopper = _newest(warehouse, NEXT_ITEMS).where(F.col("shopper_id") == name)
+        best = of_shopper.orderBy(F.desc("as_of_date"), "rank").limit(_SHOWN_ITEMS).collect()
+        items = (f"{titles.get(row['item_id'], '?')} ({row['confidence']:.1%})" for row in best)
+        _print_folded(f"may want next: {'; '.join(items)}")
+    query, (variant, *_) = settings.queries[0], settings.variants
+    asked = _newest(warehouse, QUERIES).where(F.col("query_text") == query.text).select("query_id")
+    is_shown = (F.col("variant") == variant) & (F.col("rank") <= _SHOWN_ITEMS)
+    general = _newest(warehouse, RANKINGS).where(is_shown).join(asked, on="query_id", how="inner").collect()
+    own = _newest(warehouse, PERSONAL_RANKINGS).where(is_shown).join(asked, on="query_id", how="inner").collect()
+    everybody = {row["rank"]: (row["item_id"], row["rank"]) for row in general}
+    places = {(row["audience"], row["rank"]): (row["item_id"], row["general_rank"]) for row in own}
+    print(f"\n  {query.text}, ranked for each; in brackets the place at which everybody sees the item")
+    print("   " + "".join(f"{_short(name):<40}" for name in named))
+    for rank in sorted(everybody):
+        shown = (places.get((name, rank), everybody[rank]) for name in named)
+        cells = (f"{titles.get(item, '?')[:32]} ({place})" for item, place in shown)
+        print("   " + "".join(f"{cell:<40}" for cell in cells))
+
+
+def _print_folded(text: str) -> None:
+    print(textwrap.fill(text, 116, initial_indent="   ", subsequent_indent="   "))
 
 
 def _short(pseudonym: str) -> str:

@@ -621,7 +621,11 @@ PERSONAL_RANKINGS = Table(
             "weight x share of the profile's behaviour in the item's price band; 0 where not known",
             difference=_TERM,
         ),
-        column("is_personal", "boolean", "false: no profile or no consent, exactly the general ranking"),
+        column(
+            "is_personal",
+            "boolean",
+            "false: no profile, exactly the general ranking; without consent there is no row at all",
+        ),
         column("rankings_version", "bigint", "version of `rankings` that it follows", difference="never"),
         column("profile_digest", _DIGEST, "history_digest of the profile", null="none, or a segment"),
         column("settings_digest", _DIGEST, "which policy settings"),

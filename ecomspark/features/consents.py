@@ -122,9 +122,7 @@ def of_others(rows: DataFrame, remaining: DataFrame, by: str) -> DataFrame:
     return shoppers.join(remaining, on="shopper_id", how="left_anti")
 
 
-def states_of_others(states: DataFrame, next_items: DataFrame, remaining: DataFrame) -> DataFrame:
-    """Those of `states`, keys of `sequence_states`, to which next items refer, and none of a shopper of `remaining`."""
-    key = list(SEQUENCE_STATES.key)
-    of_others = next_items.join(remaining, on="shopper_id", how="left_anti").select(*key).distinct()
-    of_mine = next_items.join(remaining, on="shopper_id", how="left_semi").select(*key).distinct()
-    return states.join(of_others, on=key, how="left_semi").join(of_mine, on=key, how="left_anti")
+def states_of_nobody(states: DataFrame, next_items: DataFrame, remaining: DataFrame) -> DataFrame:
+    """Those of `states`, keys of `sequence_states`, to which no next items of a shopper of `remaining` refer."""
+    of_mine = next_items.join(remaining, on="shopper_id", how="left_semi").select(*SEQUENCE_STATES.key).distinct()
+    return states.join(of_mine, on=list(SEQUENCE_STATES.key), how="left_anti")

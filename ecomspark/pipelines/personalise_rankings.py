@@ -3,7 +3,8 @@
 Only the pairs of an audience and a query that are named get one, never all shoppers times all queries. A pair is done
 again when something that its ranking is made of changed since the last run of its variant: the general ranking, an
 item's price or vector, the shopper's profile, last session, consent or links, any of these of a segment's members; and
-when it is named for the first time. One that is named no more loses its ranking.
+when it is named for the first time. One that is named no more loses its ranking, and of a shopper who may not be known
+there is none: search shows them what it shows everybody.
 """
 
 import logging
@@ -234,8 +235,8 @@ def _on_hold(held: list[str]) -> OnHold:
 
 
 def _withdraw(current: Run, held: list[str], config: Config) -> None:
-    """Of variants on hold take away what was made of shoppers who do not consent any more: that does not wait."""
-    there = current.read_if_there(PERSONAL_RANKINGS).where(F.col("variant").isin(held) & F.col("is_personal"))
+    """Of variants on hold take away what there is of shoppers who do not consent any more: that does not wait."""
+    there = current.read_if_there(PERSONAL_RANKINGS).where(F.col("variant").isin(held))
     allowed = _allowed(current, config).select(F.col("shopper_id").alias("audience"))
     of_shoppers = there.where(F.col("audience_kind") == SHOPPER)
     gone = current.keep(of_shoppers.join(allowed, on="audience", how="left_anti").select(*_PAIR).distinct())
@@ -329,8 +330,15 @@ def _named(current: Run, config: Config, sourced: Sourced | None) -> tuple[DataF
     heard_of = [current.read_if_there(table).select("shopper_id") for table in (CONSENTS, PROFILES, SESSIONS)]
     heard_of += [links.select("shopper_id"), links.select(F.col("other_id").alias("shopper_id"))]
     unknown = shoppers.join(reduce(DataFrame.unionByName, heard_of).distinct(), on="shopper_id", how="left_anti")
-    counts |= {"unknown_queries": len(ids) - known.count(), "unknown_shoppers": unknown.count()}
-    return named, counts
+    # Of who may not be known nothing is kept, not even that they have the general ranking, which search shows them.
+    refused = current.keep(shoppers.join(_allowed(current, config), on="shopper_id", how="left_anti"))
+    is_refused = (F.col("audience_kind") == SHOPPER) & (F.col("audience") == F.col("shopper_id"))
+    counts |= {
+        "unknown_queries": len(ids) - known.count(),
+        "unknown_shoppers": unknown.count(),
+        "shoppers_without_consent": refused.count(),
+    }
+    return current.keep(named.join(refused, on=is_refused, how="left_anti")), counts
 
 
 def _query_id(locale: str, words: str) -> bytes:

@@ -3,11 +3,11 @@
 Who may be known under the purpose is said by `consents` and `shopper_links`, as everywhere (`features.consents`):
 unknown means no, a no of one id is a no of the person, and only the id that stays has rows. All rows of other ids leave
 the tables of sessions, profiles, next items, outlooks, and of personal rankings those that are a shopper's; so do the
-states in the memory table `sequence_states` to which no next item of a shopper who stays refers.
+states in the memory table `sequence_states` to which no next items of a shopper who may be known refer: also those of
+histories that others have outgrown, which would be made again if they came back.
 
 What this does NOT do. Older versions of the tables keep the rows until `maintain` deletes their files, `rollback_days`
-later; a state of an earlier history of theirs, to which no row refers any more, goes with `maintain` after
-`memory_retention_days`. The interactions themselves, what was said of consent, quarantine, rankings for segments,
+later. The interactions themselves, what was said of consent, quarantine, rankings for segments,
 counts by item, and models that were trained on the behaviour stay as they are. So this is no erasure.
 """
 
@@ -22,7 +22,7 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Name, Settings, setting
-from ecomspark.features.consents import consenting, of_others, remaining, states_of_others
+from ecomspark.features.consents import consenting, of_others, remaining, states_of_nobody
 from ecomspark.ledger import Watermark
 from ecomspark.plans import Plan, as_pins
 from ecomspark.runs import Run, Summary, open_run, planned_run
@@ -135,19 +135,25 @@ def find(current: Run, config: Config) -> Work:
     if since is not None and all(_is_as_left(table, at[table], since) for table in READS):
         return Work({}, None, counts)
     now = {table: tables.read(current.warehouse, table, at[table]) for table in READS}
-    mine = current.keep(remaining(consenting(now[CONSENTS], now[SHOPPER_LINKS], config.purpose)))
+    allowed = current.keep(consenting(now[CONSENTS], now[SHOPPER_LINKS], config.purpose))
+    mine = current.keep(remaining(allowed))
     rows, states = {}, None
     for table in there:
-        of_shoppers = now[table].where("audience_kind = 'shopper'") if table == PERSONAL_RANKINGS else now[table]
-        found = current.keep(of_others(of_shoppers, mine, DERIVED[table]))
+        if (
+            table == PERSONAL_RANKINGS
+        ):  # an id that retired may be named there: its ranking is that of the one that stays
+            shoppers, may_stay = now[table].where("audience_kind = 'shopper'"), allowed.select("shopper_id")
+        else:
+            shoppers, may_stay = now[table], mine
+        found = current.keep(of_others(shoppers, may_stay, DERIVED[table]))
         counts[_removed(table)] = int(found.agg(F.coalesce(F.sum("count"), F.lit(0))).collect()[0][0])
         if counts[_removed(table)]:
             rows[table] = found.select("shopper_id")
     if rows:
         counts["shoppers"] = reduce(DataFrame.unionByName, rows.values()).distinct().count()
-    if has_states and NEXT_ITEMS in rows:
+    if has_states:
         kept = tables.read_memory(current.warehouse, SEQUENCE_STATES).select(*SEQUENCE_STATES.key)
-        states = current.keep(states_of_others(kept, now[NEXT_ITEMS], mine))
+        states = current.keep(states_of_nobody(kept, now[NEXT_ITEMS], mine))
         counts[_removed(SEQUENCE_STATES)] = states.count()
     return Work(rows, states, counts)
 
