@@ -21,7 +21,7 @@ _WIDER = 4  # times as many are kept when a query is done again
 _UNIT = 2.0**-24  # the largest relative error of one rounding to float32
 _MIB = 2**20
 _SLAB = 256  # vectors that are computed with in float64 at a time
-_BUILD_BREADTH = 100  # candidates looked at for the links of a vector that comes in
+_BUILD_BREADTH = 200  # candidates looked at for the links of a vector that comes in
 _LINKS_BYTES = 8  # of one of `links`, twice as many on HNSW's lowest level, four bytes each
 _BESIDE = 64  # bytes a vector for levels, offsets, length and order
 
