@@ -323,7 +323,11 @@ def scores_of(
 ) -> Iterator[torch.Tensor]:
     """Scores of all items behind all of each sequence but its last item, a block of sequences at a time."""
     with torch.inference_mode():
-        tables = [network.vectors(network.embedding.weight) for network in networks]
+        # [unknown] stands behind the items.
+        tables = [
+            torch.cat([network.vectors(network.embedding.weight), network.vectors(network.unknown[None])])
+            for network in networks
+        ]
         bias = torch.stack([network.bias for network in networks]).mean(0)
         for start in range(0, len(sequences), _JUDGED_AT_ONCE):
             some = [of[-sizes.max_items - 1 : -1] for of in sequences[start : start + _JUDGED_AT_ONCE]]
@@ -331,11 +335,10 @@ def scores_of(
             ids = torch.zeros(len(some), int(lengths.max()), dtype=torch.long)
             for place, of in enumerate(some):
                 ids[place, : len(of)] = torch.from_numpy(of)
-            ids[ids < 0] = sizes.item_count  # [unknown] stands behind the items
+            ids[ids < 0] = sizes.item_count
             scores = bias.expand(len(some), -1).clone()
             for network, table in zip(networks, tables, strict=True):
-                whole = torch.cat([table, network.vectors(network.unknown[None])])
-                scores += network.last(whole, ids, lengths) @ table.T / len(networks)
+                scores += network.last(table, ids, lengths) @ table[:-1].T / len(networks)
             yield scores
 
 
