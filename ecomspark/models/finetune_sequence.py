@@ -90,9 +90,10 @@ def fine_tune(plan: Plan, sequences: pd.DataFrame, vectors: pd.DataFrame | None,
     if sides["train"].empty or sides["validation"].empty:
         counts = [len(of) for of in sides.values()]
         raise ValueError(f"{counts[0]} sequences of two items or more to train on, {counts[1]} to validate on")
-    has_texts = vectors is not None and settings.architecture not in CLOSED
-    of_items = dict(zip(vectors["item_id"], vectors["vector"], strict=True)) if has_texts else {}
     is_closed = settings.architecture in CLOSED
+    of_items: dict[str, NDArray[Any]] = {}
+    if vectors is not None and not is_closed:
+        of_items = dict(zip(vectors["item_id"], vectors["vector"], strict=True))
     learnt = sides["train"]["item_ids"] if not is_closed else sequences["item_ids"][is_long]
     items = Items(sorted({item_id for of in learnt for item_id in of}), of_items)
     train = [items.numbered(of) for of in sides["train"]["item_ids"]]
@@ -152,7 +153,8 @@ def spectral(train: list[NDArray[np.int64]], sizes: Sizes, settings: SequenceTra
     near = beginnings(train, sizes.item_count, settings, sizes.width - drawn)
     own = np.random.default_rng(settings.seed).normal(size=(sizes.item_count, drawn))
     own *= math.sqrt(settings.again) / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
-    return np.hstack([near, own])
+    made: NDArray[np.float64] = np.hstack([near, own])
+    return made
 
 
 def linear(train: list[NDArray[np.int64]], sizes: Sizes, shrinkage: float) -> NDArray[np.float64]:
@@ -323,7 +325,11 @@ def scores_of(
 ) -> Iterator[torch.Tensor]:
     """Scores of all items behind all of each sequence but its last item, a block of sequences at a time."""
     with torch.inference_mode():
-        tables = [network.vectors(network.embedding.weight) for network in networks]
+        # [unknown] stands behind the items.
+        tables = [
+            torch.cat([network.vectors(network.embedding.weight), network.vectors(network.unknown[None])])
+            for network in networks
+        ]
         bias = torch.stack([network.bias for network in networks]).mean(0)
         for start in range(0, len(sequences), _JUDGED_AT_ONCE):
             some = [of[-sizes.max_items - 1 : -1] for of in sequences[start : start + _JUDGED_AT_ONCE]]
@@ -331,11 +337,10 @@ def scores_of(
             ids = torch.zeros(len(some), int(lengths.max()), dtype=torch.long)
             for place, of in enumerate(some):
                 ids[place, : len(of)] = torch.from_numpy(of)
-            ids[ids < 0] = sizes.item_count  # [unknown] stands behind the items
+            ids[ids < 0] = sizes.item_count
             scores = bias.expand(len(some), -1).clone()
             for network, table in zip(networks, tables, strict=True):
-                whole = torch.cat([table, network.vectors(network.unknown[None])])
-                scores += network.last(whole, ids, lengths) @ table.T / len(networks)
+                scores += network.last(table, ids, lengths) @ table[:-1].T / len(networks)
             yield scores
 
 

@@ -29,7 +29,7 @@ NEIGHBOURS, SAMPLE, STEPS = 500, 2_500, 10
 
 # Chosen on the last part of the training rows.
 SESSIONS: dict[str, Any] = {
-    "architecture": "spectral", "width": 512, "max_items": 20, "half_life_items": 1.0, "threads": 1, "seed": 1
+    "architecture": "spectral", "width": 640, "max_items": 20, "half_life_items": 1.0, "threads": 1, "seed": 1
 }  # fmt: skip
 VALIDATION_SHARE = 0.04  # of the training rows, the newest
 
@@ -306,8 +306,10 @@ class Month:
         self.popularity = np.log1p(np.bincount(all_items[ages <= 30], minlength=len(self.items)))
         baskets = pd.factorize(before["InvoiceNo"])[0]
         held = sparse.csr_matrix((np.ones(len(before)), (baskets, all_items)))
-        together = (held.T @ held).toarray()
-        seen = np.maximum(1.0, np.diag(together))
+        # A pair of a small basket says more than one of a basket that holds half the shop.
+        sizes = np.asarray(held.sum(1)).ravel()
+        together = (held.T @ sparse.diags((sizes + 1) ** -0.5) @ held).toarray()
+        seen = np.maximum(1.0, np.asarray(held.sum(0)).ravel())
         np.fill_diagonal(together, 0.0)
         self.near = together / np.sqrt(seen[:, None] * seen[None, :])
         titles = before[
@@ -333,8 +335,9 @@ class Month:
         return hits[counts > 0] / counts[counts > 0]
 
     def co_occurrence(self) -> NDArray[np.float64]:
-        """Mean nearness of an item to those that the customer has bought."""
-        return self.own @ self.near / np.maximum(1.0, self.own.sum(1, keepdims=True))  # type: ignore[no-any-return]
+        """Mean nearness of an item to those that the customer has bought, those of 60 days ago counting half."""
+        bought = self.weighed(60.0)
+        return bought @ self.near / np.maximum(1e-12, bought.sum(1, keepdims=True))  # type: ignore[no-any-return]
 
     def profile(self, vectors: NDArray[Any], half_life_days: float) -> NDArray[np.float64]:
         """Cosine of each item and the recency-weighted mean of the vectors of what was bought."""
@@ -417,7 +420,7 @@ def own_and(month: Month, scores: NDArray[Any], weight: float) -> NDArray[np.flo
 
 def basket_figures(folder: Path) -> Found:
     """Online Retail: the next basket. All is chosen on September; October is read once."""
-    import training
+    import training  # beside this file
 
     folder.mkdir(parents=True, exist_ok=True)
     lines = retail_lines()
