@@ -47,6 +47,11 @@ class Track:
         elif what == "epoch" and "masked" in progress:
             for name in ("loss", "perplexity", "accuracy"):
                 self._keep(f"validation/masked_{name}", float(progress["masked"][name]), int(progress["at"]))
+        elif what == "epoch" and "mrr@20" in progress:
+            for name in ("hr@20", "mrr@20"):
+                self._keep(
+                    f"{progress['body']}/validation/{name.replace('@', '_at_')}", float(progress[name]), progress["at"]
+                )
         elif what == "epoch":
             self._keep(f"{of}validation/ndcg_at_10", float(progress["ndcg@10"]), int(progress["global_step"]))
             self._keep(f"{of}validation/spearman", float(progress["spearman"]), int(progress["global_step"]))

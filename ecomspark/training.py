@@ -1,5 +1,5 @@
-"""Starts `models.finetune` or `models.pretrain` in a process of its own and passes its progress on: no torch in the
-driver, and no CUDA."""
+"""Starts `models.finetune` or another training of `models` in a process of its own and passes its progress on: no torch
+in the driver, and no CUDA."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -25,15 +26,17 @@ def train(
     module: str = "ecomspark.models.finetune",
     file: str = "examples.parquet",
     see: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    more: Mapping[str, pd.DataFrame] = MappingProxyType({}),
 ) -> None:
-    """Train what the `Plan` of `module` says from `examples`, which it reads from `file`. The checkpoint is in the
-    models folder afterwards. `see` is shown every progress line.
+    """Train what the `Plan` of `module` says from `examples`, which it reads from `file`, and from what it reads from
+    `more` files. The checkpoint is in the models folder afterwards. `see` is shown every progress line.
 
     Raises CheckpointError, naming the class of what went wrong, when the process ends otherwise; nothing is kept then.
     """
     with tempfile.TemporaryDirectory(prefix="ecomspark-train-") as folder:
         (Path(folder) / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-        examples.to_parquet(Path(folder) / file)
+        for name, rows in {file: examples, **more}.items():
+            rows.to_parquet(Path(folder) / name)
         # What Spark put on the path (a zip of --py-files, say) must be found by the child, too; of Spark's one thread
         # for its Python processes it must not hear: while it trains it has the machine.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -92,6 +95,8 @@ def _progress(child: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
 def _sentence(progress: dict[str, Any]) -> str:
     if "masked" in progress:
         return _sentence_of_guesses(progress)
+    if "mrr@20" in progress:
+        return _sentence_of_lists(progress)
     if "on_trial" in progress:
         said = {name: value for name, value in progress.items() if name != "on_trial"}
         return f"{progress['on_trial']} on trial: {_sentence(said)}"
@@ -116,6 +121,16 @@ def _sentence(progress: dict[str, Any]) -> str:
         )
         return f"epoch {progress['at']} of {progress['of']}: {found}"
     return f"{progress['name']}: validation NDCG@10 {progress['before']:.4f} before, {progress['after']:.4f} after"
+
+
+def _sentence_of_lists(progress: dict[str, Any]) -> str:
+    """Of what `models.finetune_sequence` says: where the next item stands in the lists."""
+    found = f"validation HR@20 {progress['hr@20']:.4f}, MRR@20 {progress['mrr@20']:.4f}"
+    if progress["step"] == "before":
+        return f"{found} by {progress['of']}"
+    if progress["step"] == "epoch":
+        return f"{progress['body']}: epoch {progress['at']} of {progress['of']}: {found}, best {progress['best']:.4f}"
+    return f"{progress['name']}: {found} (MRR@20 by popularity {progress['before']:.4f})"
 
 
 def _sentence_of_guesses(progress: dict[str, Any]) -> str:

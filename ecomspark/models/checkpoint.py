@@ -74,7 +74,7 @@ class Card(BaseModel):
     vector_type: VectorType = Field(default="float32", description="of an encoder's vectors as they are stored")
     query_prefix: str = Field(default="", description="put before a query that is embedded")
     passage_prefix: str = Field(default="", description="put before a passage that is embedded")
-    architecture: Literal["transformer", "gru", "both"] | None = Field(
+    architecture: Literal["transformer", "gru", "both", "linear"] | None = Field(
         default=None, description="of a sequence model: what reads the items; both: two of them, their scores averaged"
     )
     max_items: Annotated[int, Field(gt=0)] | None = Field(

@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from scipy import sparse
+from scipy.linalg import eigh
+from sklearn.utils.extmath import randomized_svd
 
 from ecomspark.errors import way
 from ecomspark.models.calibration import calibrate
 from ecomspark.models.checkpoint import Card, Checkpoint, Confidence, seal, workroom
-from ecomspark.models.sequence import Body, Network, Sizes, save
+from ecomspark.models.sequence import Body, Linear, Network, Sizes, save, weighed
 from ecomspark.models.sequence_options import SequenceTraining
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -34,8 +37,10 @@ Report = Callable[[Mapping[str, Any]], None]
 LIST_SIZES = (1, 5, 10, 20, 50, 100)
 _AT = 20
 _VALIDATION = 5_000  # sequences that an epoch is judged by; confidence is fitted on all of them
+_STEPS, _SMOOTHING, _DRAWN = 10, 2.0, 1e-5
+_LINEAR_ITEMS = 20_000
 _JUDGED_AT_ONCE = 512
-_TEMPERATURES = np.geomspace(0.4, 2.5, 41)
+_TEMPERATURES = np.geomspace(0.01, 4, 81)
 _UNKNOWN_SHARE = 0.01  # of what is read, as [unknown]
 _BATCHES_SORTED = 50  # are put together by length
 _GRADIENT_NORM = 5.0
@@ -84,20 +89,26 @@ def fine_tune(plan: Plan, sequences: pd.DataFrame, vectors: pd.DataFrame | None,
     if sides["train"].empty or sides["validation"].empty:
         counts = [len(of) for of in sides.values()]
         raise ValueError(f"{counts[0]} sequences of two items or more to train on, {counts[1]} to validate on")
-    of_items = {} if vectors is None else dict(zip(vectors["item_id"], vectors["vector"], strict=True))
+    has_texts = vectors is not None and settings.architecture != "linear"
+    of_items = {} if not has_texts else dict(zip(vectors["item_id"], vectors["vector"], strict=True))
     items = Items(sorted({item_id for of in sides["train"]["item_ids"] for item_id in of}), of_items)
     train = [items.numbered(of) for of in sides["train"]["item_ids"]]
     judged = [items.numbered(of) for of in sides["validation"]["item_ids"]]
     sizes = Sizes(
         item_count=len(items.ids),
         text_width=items.text_width,
-        **settings.model_dump(include={"architecture", "width", "layers", "heads", "max_items"}),
+        **settings.model_dump(include={"architecture", "width", "layers", "heads", "max_items", "half_life_items"}),
     )
     metrics: dict[str, dict[str, float]] = {"before": popularity(train, judged, len(items.ids))}
     report({"step": "before", **metrics["before"], "of": "popularity, validation sequences"})
-    networks: dict[str, Network] = {}
-    for body in sizes.bodies:
-        networks[body], metrics[body] = Learner(sizes, body, items, settings).fit(train, judged, report)
+    networks: dict[str, Network | Linear] = {}
+    if sizes.architecture == "linear":
+        networks["linear"] = linear(train, sizes, settings.shrinkage)
+    else:
+        first = beginnings(train, len(items.ids), settings)
+        for body in sizes.bodies:
+            learner = Learner(sizes, body, items, settings).begin(first)
+            networks[body], metrics[body] = learner.fit(train, judged, report)
     confidence, metrics["after"] = fitted(list(networks.values()), judged, sizes)
     metrics["sequences"] = {
         "train": float(len(train)),
@@ -114,6 +125,31 @@ def fine_tune(plan: Plan, sequences: pd.DataFrame, vectors: pd.DataFrame | None,
         shutil.rmtree(made, ignore_errors=True)
 
 
+def linear(train: list[NDArray[np.int64]], sizes: Sizes, shrinkage: float) -> Linear:
+    """The linear model: eigenvectors of how often items stand together, each as much as the ridge leaves of it.
+
+    Raises ValueError where there are more items than `_LINEAR_ITEMS`: all pairs of them are in memory.
+    """
+    if sizes.item_count > _LINEAR_ITEMS:
+        raise ValueError(f"a linear model: expected {_LINEAR_ITEMS} items at most, found {sizes.item_count}")
+    cut = [sequence[-sizes.max_items :] for sequence in train]
+    lengths = np.array([len(sequence) for sequence in cut])
+    ids = np.zeros((len(cut), lengths.max()), dtype=np.int64)
+    ids[np.arange(lengths.max())[None, :] < lengths[:, None]] = np.concatenate(cut)
+    held = weighed(ids, lengths, sizes.item_count, sizes.half_life_items)
+    together = (held.T @ held).toarray()
+    ridge = shrinkage * float(np.median(np.diag(together)))
+    known = min(sizes.width, sizes.item_count)
+    values, vectors = eigh(together, subset_by_index=[sizes.item_count - known, sizes.item_count - 1])
+    values = np.maximum(values[::-1], 0.0)
+    made = np.zeros((sizes.item_count, sizes.width))
+    made[:, :known] = vectors[:, ::-1] * np.sqrt(values / (values + ridge))
+    model = Linear(sizes)
+    with torch.no_grad():
+        model.embedding.weight.copy_(torch.from_numpy(made))
+    return model.eval()
+
+
 class Learner:
     """One network in training. A step sees the items that its sequences hold, and those that they are told from."""
 
@@ -122,6 +158,12 @@ class Learner:
         self._random = np.random.default_rng(settings.seed)
         self._sizes, self._body, self._items, self._settings = sizes, body, items, settings
         self.network = Network(sizes, body, settings.dropout, settings.input_dropout)
+
+    def begin(self, vectors: NDArray[np.float32]) -> "Learner":
+        """Start from these vectors of the items."""
+        with torch.no_grad():
+            self.network.embedding.weight.copy_(torch.from_numpy(vectors))
+        return self
 
     def fit(
         self, train: list[NDArray[np.int64]], judged: list[NDArray[np.int64]], report: Report
@@ -218,22 +260,52 @@ class Learner:
         return network.vectors(torch.cat([rows, network.unknown[None]])), bias
 
 
-def scores_of(networks: list[Network], sequences: list[NDArray[np.int64]], sizes: Sizes) -> Iterator[torch.Tensor]:
+def beginnings(train: list[NDArray[np.int64]], item_count: int, settings: SequenceTraining) -> NDArray[np.float32]:
+    """Unit vectors of items to start from, such that what stands in one sequence lies near: the first singular vectors
+    of the normalised counts (Shi & Malik 2000) of what stood up to `_STEPS` places apart, 1 / places each.
+
+    It takes the place of several epochs. Where there are fewer items than the vectors are long, the rest is drawn.
+    """
+    lengths = np.array([len(sequence) for sequence in train])
+    flat, sequence_of = np.concatenate(train), np.repeat(np.arange(len(train)), lengths)
+    counts = sparse.csr_matrix((item_count, item_count), dtype=np.float32)
+    for step in range(1, _STEPS + 1):
+        is_one = sequence_of[:-step] == sequence_of[step:]
+        pairs = flat[:-step][is_one], flat[step:][is_one]
+        counts = counts + sparse.csr_matrix((np.full(len(pairs[0]), 1 / step, np.float32), pairs), counts.shape)
+    counts = counts + counts.T
+    counts.setdiag(0)
+    seen = np.asarray(counts.sum(1)).ravel()
+    scale = sparse.diags((seen + _SMOOTHING) ** -0.5)
+    near = scale @ (counts + sparse.diags(seen / 2)) @ scale
+    random = np.random.default_rng(settings.seed)
+    made = random.normal(size=(item_count, settings.width)) * _DRAWN
+    known = min(settings.width, item_count - 1)
+    if known > 0:
+        left, values, _ = randomized_svd(near, known, n_iter=3, random_state=settings.seed)
+        made[:, :known] += left * np.sqrt(values)
+    lengths_of = np.linalg.norm(made, axis=1, keepdims=True)
+    return (made / np.maximum(lengths_of, 1e-12)).astype(np.float32)
+
+
+def scores_of(
+    networks: Sequence[Network | Linear], sequences: list[NDArray[np.int64]], sizes: Sizes
+) -> Iterator[torch.Tensor]:
     """Scores of all items behind all of each sequence but its last item, a block of sequences at a time."""
     with torch.inference_mode():
         tables = [network.vectors(network.embedding.weight) for network in networks]
         bias = torch.stack([network.bias for network in networks]).mean(0)
         for start in range(0, len(sequences), _JUDGED_AT_ONCE):
             some = [of[-sizes.max_items - 1 : -1] for of in sequences[start : start + _JUDGED_AT_ONCE]]
-            lengths = torch.tensor([len(of) for of in some])
+            lengths = np.array([len(of) for of in some])
             ids = torch.zeros(len(some), int(lengths.max()), dtype=torch.long)
             for place, of in enumerate(some):
                 ids[place, : len(of)] = torch.from_numpy(of)
+            ids[ids < 0] = sizes.item_count  # [unknown] stands behind the items
             scores = bias.expand(len(some), -1).clone()
             for network, table in zip(networks, tables, strict=True):
-                read = torch.where((ids < 0)[..., None], network.vectors(network.unknown), table[ids.clamp(min=0)])
-                states = network(read)[torch.arange(len(some)), lengths - 1]
-                scores += states @ table.T / len(networks)
+                whole = torch.cat([table, network.vectors(network.unknown[None])])
+                scores += network.last(whole, ids, lengths) @ table.T / len(networks)
             yield scores
 
 
@@ -264,7 +336,7 @@ def popularity(train: list[NDArray[np.int64]], judged: list[NDArray[np.int64]], 
 
 
 def fitted(
-    networks: list[Network], judged: list[NDArray[np.int64]], sizes: Sizes
+    networks: Sequence[Network | Linear], judged: list[NDArray[np.int64]], sizes: Sizes
 ) -> tuple[Confidence, dict[str, float]]:
     """How sure the lists may be, and what is reached on all validation sequences.
 
@@ -353,7 +425,7 @@ def main(folder: Path) -> int:
         report({"step": "failed", "error": type(error).__name__, "way": way(error)})
         return 1
     found = made.card.metrics
-    report({"step": "done", "name": plan.name, "before": found["before"]["mrr@20"], "after": found["after"]["mrr@20"]})
+    report({"step": "done", "name": plan.name, "before": found["before"]["mrr@20"], **found["after"]})
     return 0
 
 

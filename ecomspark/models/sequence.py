@@ -6,12 +6,17 @@ bias (NISER, Gupta et al. 2019: long vectors of often seen items no longer win b
 body says plus a weighted mean of the very items read (after CORE, Hou et al. 2022), so what was looked at lies near.
 Places count back from the newest item, so it makes no difference how long the history was before it was cut.
 
+Beside them stands a linear model for baskets, which is made in closed form: the items of all that somebody did, newer
+ones counting more, projected on what goes together (a ridge autoencoder as Steck 2019, of the rank of its width; tied,
+so an item speaks for itself, too). It reads no order but by age, and knows no texts.
+
 An item's vector is one learnt for its id plus, where the model was trained with texts, a projection of its text's
 embedding. An item that training never saw has the projection alone. A model without texts reads such an item as
 [unknown], and never proposes it.
 """
 
 import json
+import math
 import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
+from scipy import sparse
 from torch import nn
 from torch.nn import functional
 
@@ -32,9 +38,10 @@ from ecomspark.models.checkpoint import ITEMS, WEIGHTS, Card, Confidence, open_c
 from ecomspark.models.costs import Costs
 from ecomspark.models.loading import device_of
 
-Body = Literal["transformer", "gru"]
+Body = Literal["transformer", "gru", "linear"]
 
 _ITEMS_A_BATCH = 8_192  # read in one pass, padding included
+_FIRST_SAY, _FIRST_DECAY = 0.1, 0.7
 _FIRST_SCALE = 14.0  # of a cosine before it is learnt: 1 / 0.07, CORE's temperature
 
 
@@ -43,17 +50,52 @@ class Sizes(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    architecture: Literal["transformer", "gru", "both"]
+    architecture: Literal["transformer", "gru", "both", "linear"]
     item_count: int
     width: int
     layers: int
     heads: int
     max_items: int
     text_width: int = 0  # of the encoder's vectors; 0: no texts
+    half_life_items: float = 100.0  # of the linear model: an item so many back counts half
 
     @property
     def bodies(self) -> tuple[Body, ...]:
         return ("transformer", "gru") if self.architecture == "both" else (self.architecture,)
+
+
+class Linear(nn.Module):
+    """Vectors of items whose products say how much one item speaks for another."""
+
+    text = None
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(sizes.item_count, sizes.width)
+        self.bias = nn.Parameter(torch.zeros(sizes.item_count))
+        self.unknown = nn.Parameter(torch.zeros(sizes.width))  # it says nothing
+        self.new_bias = nn.Parameter(torch.zeros(()))
+        self._half_life = sizes.half_life_items
+
+    def vectors(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+    def last(self, table: torch.Tensor, ids: torch.Tensor, lengths: NDArray[np.int64]) -> torch.Tensor:
+        """States behind histories of these lengths, given by rows of the table; behind none it is zero."""
+        counted = weighed(ids.cpu().numpy(), lengths, len(table), self._half_life)
+        return torch.from_numpy(counted.astype(np.float32) @ table.cpu().numpy()).to(table.device)
+
+
+def weighed(ids: NDArray[np.int64], lengths: NDArray[np.int64], item_count: int, half_life: float) -> Any:
+    """How much of each item a history holds, sparse, (histories, item_count): log of 1 and its places, each halved by
+    every `half_life` items that came since."""
+    is_read = np.arange(ids.shape[1])[None, :] < lengths[:, None]
+    rows, places = np.nonzero(is_read)
+    counted = sparse.csr_matrix(
+        (0.5 ** ((lengths[rows] - 1 - places) / half_life), (rows, ids[is_read])), (len(ids), item_count)
+    )
+    counted.data = np.log1p(counted.data)
+    return counted
 
 
 class Network(nn.Module):
@@ -75,6 +117,17 @@ class Network(nn.Module):
         self.readout = _Attention(sizes, heads=1, has_values=False)
         self.dropout, self.input_dropout = nn.Dropout(dropout), nn.Dropout(input_dropout)
         self.norm = nn.LayerNorm(width)
+        # At first a state is little but a mean of what was read, the newest counting most.
+        nn.init.constant_(self.norm.weight, _FIRST_SAY)
+        with torch.no_grad():
+            self.readout.distance.copy_(torch.arange(sizes.max_items) * math.log(_FIRST_DECAY))
+            self.readout.ask.weight.mul_(_FIRST_SAY)
+
+    def last(self, table: torch.Tensor, ids: torch.Tensor, lengths: NDArray[np.int64]) -> torch.Tensor:
+        """States behind histories of these lengths, given by rows of the table."""
+        ends = torch.from_numpy(np.maximum(lengths - 1, 0)).to(table.device)
+        states = self(table[ids])[torch.arange(len(ids), device=table.device), ends]
+        return torch.where(torch.from_numpy(lengths == 0).to(table.device)[:, None], self.start, states)
 
     def vectors(self, rows: torch.Tensor) -> torch.Tensor:
         """Unit vectors of items as they are read and proposed, from rows before they are cut to length."""
@@ -173,7 +226,9 @@ class SequenceModel:
     The score of an item after a history is [state, 1] @ its row of `items`.
     """
 
-    def __init__(self, networks: Sequence[Network], sizes: Sizes, item_ids: list[str], card: Card, host: Host) -> None:
+    def __init__(
+        self, networks: Sequence[Network | Linear], sizes: Sizes, item_ids: list[str], card: Card, host: Host
+    ) -> None:
         self.engine = host
         self.item_ids = item_ids
         self.max_items = sizes.max_items
@@ -225,12 +280,9 @@ class SequenceModel:
         return confidences(scores, k, self._confidence)
 
     def _read(self, tables: Sequence[torch.Tensor], ids: torch.Tensor, lengths: NDArray[np.int64]) -> NDArray[Any]:
-        """The states of one batch, sides of several bodies beside one another, each weighing the same."""
-        made, last = [], torch.from_numpy(np.maximum(lengths - 1, 0)).to(self.engine.device)
-        for network, table in zip(self._networks, tables, strict=True):
-            states = network(table[ids.to(self.engine.device)])[torch.arange(len(ids)), last]
-            states[torch.from_numpy(lengths == 0).to(self.engine.device)] = network.start
-            made.append(states / len(self._networks))
+        """The states of one batch, those of several bodies beside one another, each weighing the same."""
+        read = zip(self._networks, tables, strict=True)
+        made = [network.last(table, ids.to(self.engine.device), lengths) / len(tables) for network, table in read]
         return torch.cat(made, dim=1).float().cpu().numpy()
 
     def _numbered(
@@ -249,7 +301,7 @@ class SequenceModel:
             rows.append(vector if known is None else known)
         return {item_id: place for place, item_id in enumerate(ids)}, rows
 
-    def _rows(self, network: Network, rows: Sequence[int | NDArray[Any] | None]) -> torch.Tensor:
+    def _rows(self, network: Network | Linear, rows: Sequence[int | NDArray[Any] | None]) -> torch.Tensor:
         """Unit vectors of what `_numbered` says, (rows, width); of an empty table one row, which nobody reads."""
         made = network.unknown.repeat(max(1, len(rows)), 1)
         known = [place for place, row in enumerate(rows) if isinstance(row, int)]
@@ -258,11 +310,11 @@ class SequenceModel:
         if known:
             numbers = torch.tensor([rows[place] for place in known], device=device)
             made[known] = network.embedding(numbers)
-        if told and network.text is not None:
+        if told and isinstance(network, Network) and network.text is not None:
             made[told] = network.text(torch.from_numpy(np.stack([rows[place] for place in told])).to(device))  # type: ignore[misc]
         return network.vectors(made)
 
-    def _biases(self, network: Network, rows: Sequence[int | NDArray[Any] | None]) -> NDArray[np.float32]:
+    def _biases(self, network: Network | Linear, rows: Sequence[int | NDArray[Any] | None]) -> NDArray[np.float32]:
         bias, new = network.bias.cpu().numpy(), float(network.new_bias)
         return np.array(
             [bias[row] if isinstance(row, int) else -np.inf if row is None else new for row in rows], dtype=np.float32
@@ -293,7 +345,7 @@ def load(folder: Path, scorer_digest: bytes, gpu: str | None = None) -> Sequence
     checkpoint = open_checkpoint(folder.parent, folder.name, "sequence", scorer_digest)
     sizes = Sizes.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
     device = device_of(gpu)
-    networks = nn.ModuleDict({body: Network(sizes, body) for body in sizes.bodies})
+    networks = nn.ModuleDict({body: empty(sizes, body) for body in sizes.bodies})
     try:
         networks.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError:  # its message lists every name
@@ -303,7 +355,12 @@ def load(folder: Path, scorer_digest: bytes, gpu: str | None = None) -> Sequence
     return SequenceModel(made, sizes, item_ids, checkpoint.card, Host(device))  # type: ignore[arg-type]
 
 
-def save(folder: Path, networks: Mapping[str, Network], sizes: Sizes, item_ids: Sequence[str]) -> None:
+def empty(sizes: Sizes, body: Body) -> Network | Linear:
+    """One that waits for its weights."""
+    return Linear(sizes) if body == "linear" else Network(sizes, body)
+
+
+def save(folder: Path, networks: Mapping[str, Network | Linear], sizes: Sizes, item_ids: Sequence[str]) -> None:
     """Write weights, sizes and ids into a folder that `checkpoint.seal` then takes."""
     state = nn.ModuleDict(dict(networks)).state_dict()
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)

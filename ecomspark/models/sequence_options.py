@@ -13,10 +13,12 @@ from ecomspark.config import Section, setting
 class SequenceTraining(Section):
     """One training of a sequence model."""
 
-    architecture: Literal["transformer", "gru", "both"] = setting(
+    architecture: Literal["transformer", "gru", "both", "linear"] = setting(
         "transformer",
         "what reads the items: a causal transformer (SASRec), a recurrent network (GRU4Rec), or both, trained one "
-        "after the other, their scores averaged",
+        "after the other, their scores averaged; linear: a ridge autoencoder, for whole histories of baskets: it is "
+        "made at once, reads no order but by age, and of what follows only `width`, `max_items`, `half_life_items` "
+        "and `shrinkage` count",
     )
     width: int = setting(64, "length of an item's vector; of each, where there are both", ge=1)
     layers: int = setting(2, "of the transformer or of the recurrent network", ge=1)
@@ -44,6 +46,8 @@ class SequenceTraining(Section):
         unit="share",
         gt=0,
     )
+    half_life_items: float = setting(100.0, "of the linear model: an item so many back counts half", unit="items", gt=0)
+    shrinkage: float = setting(40.0, "of the linear model: its ridge, as a multiple of the median item's weight", gt=0)
     patience: int = setting(2, "epochs without a better validation MRR before it stops", unit="epochs", ge=1)
     seed: int = setting(13, "of initialisation, order, dropout and negatives")
     threads: int | None = setting(

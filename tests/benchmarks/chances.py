@@ -151,7 +151,7 @@ def _told(
     labels, rate = test["label"].to_numpy(dtype=float), float(train["label"].mean())
     said = {"model": model.chances(test), "recency-frequency rule": rule(test), "base rate": np.full(len(test), rate)}
     yield f"{name}: test examples", float(len(test)), ""
-    yield f"{name}: rate of training, calibration, test", rate, ""
+    yield f"{name}: rate of the training", rate, ""
     yield f"{name}: rate of the test", float(labels.mean()), ""
     for who, chances in said.items():
         for metric, value in judged(chances, labels, rate).items():
