@@ -88,8 +88,9 @@ def shopper_features(events: pd.DataFrame, cut: pd.Timestamp) -> pd.DataFrame:
     overdue = (raw["days_since_purchase"] / between).where((raw["baskets"] > 1) & (first > raw["days_since_purchase"]))
     made["overdue"] = overdue.clip(upper=_MOST_OVERDUE).fillna(0.0)
     lines = raw["lines"].fillna(0.0)
-    share = raw["returns"].fillna(0.0) / lines.where(lines > 0)
-    made["return_share"] = share.clip(upper=1.0).fillna(1.0).where(lines > 0, 1.0)
+    returns = raw["returns"].fillna(0.0)
+    share = (returns / lines.where(lines > 0)).clip(upper=1.0)
+    made["return_share"] = share.where(lines > 0, (returns > 0).astype(float))
     return made
 
 

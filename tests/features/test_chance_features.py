@@ -79,6 +79,7 @@ def test_spark_and_pandas_mean_the_same_by_every_feature(spark: Any) -> None:
     assert np.expm1(ann[["baskets", "lines", "items", "returns"]].tolist()) == pytest.approx([2, 3, 2, 1])
     assert ann["overdue"] == pytest.approx(19.98 / 80.02), "days since the last basket by days between baskets"
     assert found.loc["dan", "return_share"] == 1.0, "returns and nothing bought"
+    assert found.loc["bob", ["return_share", "overdue"]].tolist() == [0.0, 0.0]
     bought, returned = (
         {row["shopper_id"] for row in follows(at_cut, kind, 30).collect()} for kind in ("purchase", "return")
     )
