@@ -107,7 +107,7 @@ def next_items(
             width = matrix.shape[1] - 1
             for batch in _sliced(batches, max(1, scores_at_once // len(ids))):
                 with without_values(), spent.timed("forward"):
-                    vectors = np.array(batch.column("vector").to_pylist(), dtype=np.float32).reshape(-1, width)
+                    vectors = batch.column("vector").flatten().to_numpy().reshape(-1, width)
                     # A second stage that weighs own purchases, recency and the like beside these scores stands here.
                     scores: NDArray[Any] = np.round(
                         (vectors @ matrix[:, :width].T + matrix[:, width]).astype(np.float64), SCORE_DECIMALS

@@ -90,22 +90,23 @@ def shopper_features(events: DataFrame) -> DataFrame:
         *(F.count_if(F.col("kind") == _KINDS[name]).alias(f"_{name}") for name in ("clicks", "carts", "favourites")),
     )  # fmt: skip
     between = (F.col("_first_purchase") - F.col("_purchase")) / (F.col("_baskets") - 1)
-    overdue = F.when(
-        (F.col("_baskets") > 1) & (F.col("_first_purchase") > F.col("_purchase")), F.col("_purchase") / between
-    )
+    # `least` passes over a null: what has no value is told apart first.
+    is_regular = (F.col("_baskets") > 1) & (F.col("_first_purchase") > F.col("_purchase"))
+    overdue = F.when(is_regular, F.least(F.col("_purchase") / between, F.lit(_MOST_OVERDUE)))
     grown = {
         "days_since_event": "_event", "days_since_purchase": "_purchase", "days_known": "_first", "events": "_events",
         "events_30": "_events_30", "baskets": "_baskets", "baskets_30": "_baskets_30", "baskets_90": "_baskets_90",
         "lines": "_lines", "items": "_items", "returns": "_returns", "returns_90": "_returns_90", "clicks": "_clicks",
         "carts": "_carts", "favourites": "_favourites",
     }  # fmt: skip
-    returned = F.least(F.col("_returns") / F.nullif(F.col("_lines"), F.lit(0)), F.lit(1.0))
+    of_lines = F.least(F.col("_returns") / F.col("_lines"), F.lit(1.0))
+    returned = F.when(F.col("_lines") > 0, of_lines).otherwise((F.col("_returns") > 0).cast("double"))
     return seen.select(
         "cut_at", "shopper_id",
         *(F.log1p(F.coalesce(F.col(of).cast("double"), F.lit(0.0))).alias(name) for name, of in grown.items()),
         F.col("_purchase").isNotNull().cast("double").alias("has_bought"),
-        F.coalesce(F.least(overdue, F.lit(_MOST_OVERDUE)), F.lit(0.0)).alias("overdue"),
-        F.coalesce(returned, F.lit(0.0)).alias("return_share"),
+        F.coalesce(overdue, F.lit(0.0)).alias("overdue"),
+        returned.alias("return_share"),
     )  # fmt: skip
 
 

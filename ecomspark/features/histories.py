@@ -70,7 +70,8 @@ def histories(
     of_shopper = Window.partitionBy("shopper_id")
     if of == "sessions":
         session = F.struct("session_started_at", "session_id")
-        chosen = chosen.where(session.eqNullSafe(F.max(session).over(of_shopper)))
+        marked = chosen.withColumn("_session", session).withColumn("_last", F.max(session).over(of_shopper))
+        chosen = marked.where(F.col("_session") == F.col("_last")).drop("_session", "_last")
     newest = of_shopper.orderBy(F.desc("occurred_at"), F.desc("interaction_id"))
     read = chosen.withColumn("_place", F.row_number().over(newest)).where(F.col("_place") <= max_items)
     read = read.join(spelled, on="item_id", how="left")

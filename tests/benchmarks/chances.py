@@ -88,8 +88,9 @@ def shopper_features(events: pd.DataFrame, cut: pd.Timestamp) -> pd.DataFrame:
     overdue = (raw["days_since_purchase"] / between).where((raw["baskets"] > 1) & (first > raw["days_since_purchase"]))
     made["overdue"] = overdue.clip(upper=_MOST_OVERDUE).fillna(0.0)
     lines = raw["lines"].fillna(0.0)
-    share = raw["returns"].fillna(0.0) / lines.where(lines > 0)
-    made["return_share"] = share.clip(upper=1.0).fillna(1.0).where(lines > 0, 1.0)
+    returns = raw["returns"].fillna(0.0)
+    share = (returns / lines.where(lines > 0)).clip(upper=1.0)
+    made["return_share"] = share.where(lines > 0, (returns > 0).astype(float))
     return made
 
 
@@ -151,7 +152,7 @@ def _told(
     labels, rate = test["label"].to_numpy(dtype=float), float(train["label"].mean())
     said = {"model": model.chances(test), "recency-frequency rule": rule(test), "base rate": np.full(len(test), rate)}
     yield f"{name}: test examples", float(len(test)), ""
-    yield f"{name}: rate of training, calibration, test", rate, ""
+    yield f"{name}: rate of the training", rate, ""
     yield f"{name}: rate of the test", float(labels.mean()), ""
     for who, chances in said.items():
         for metric, value in judged(chances, labels, rate).items():

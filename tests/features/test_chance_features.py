@@ -35,6 +35,7 @@ DONE = [
     ("ann", "s4", -1.0, "purchase", "d", "b9"), ("ann", "s4", -29.9, "return", "d", None),
     ("bob", "s5", 3.0, "favourite", "a", None), ("bob", "s6", -30.0, "purchase", "a", "b8"),
     ("cyd", "s7", 0.0, "return", "a", None), ("dan", "s8", 7.0, "return", "b", None),
+    ("eli", "s9", 4.0, "purchase", "a", "b2"),
 ]  # fmt: skip
 CUT = datetime(2026, 3, 2, tzinfo=UTC)
 
@@ -67,18 +68,22 @@ def test_spark_and_pandas_mean_the_same_by_every_feature(spark: Any) -> None:
         [3, 2, 1, 1]
     )
     assert [third["is_cart"], third["label"], mine.set_index("interaction_id").loc["i05", "label"]] == [0, 1, 0]
-    assert {row["interaction_id"] for row in last_of_shopper(features).collect()} == {"i09", "i11", "i12", "i13"}
+    assert {row["interaction_id"] for row in last_of_shopper(features).collect()} == {"i09", "i11", "i12", "i13", "i14"}
 
     at_cut = at_cuts(events, [date(2026, 3, 1)], "UTC").persist()
     found = shopper_features(at_cut).toPandas().set_index("shopper_id").sort_index()
     wanted = chances.shopper_features(plain, pd.Timestamp(CUT.replace(tzinfo=None))).sort_index()
-    assert found.index.tolist() == wanted.index.tolist() == ["ann", "bob", "dan"], "cyd was not seen before the cut"
+    assert found.index.tolist() == wanted.index.tolist() == ["ann", "bob", "dan", "eli"], (
+        "cyd was not seen before the cut"
+    )
     for name in SHOPPER_FEATURES:
         assert found[name].tolist() == pytest.approx(wanted[name].tolist(), abs=1e-9), name
     ann = found.loc["ann"]
     assert np.expm1(ann[["baskets", "lines", "items", "returns"]].tolist()) == pytest.approx([2, 3, 2, 1])
     assert ann["overdue"] == pytest.approx(19.98 / 80.02), "days since the last basket by days between baskets"
     assert found.loc["dan", "return_share"] == 1.0, "returns and nothing bought"
+    assert found.loc["bob", ["return_share", "overdue"]].tolist() == [0.0, 0.0]
+    assert found.loc["eli", ["baskets", "overdue"]].tolist() == [pytest.approx(np.log(2)), 0.0], "of one basket no pace"
     bought, returned = (
         {row["shopper_id"] for row in follows(at_cut, kind, 30).collect()} for kind in ("purchase", "return")
     )
