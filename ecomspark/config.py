@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
-from zoneinfo import ZoneInfo
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -26,15 +25,6 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 def is_name(text: str) -> bool:
     """Whether a name is safe in paths and statements."""
     return re.fullmatch(NAME_PATTERN, text) is not None and ".." not in text
-
-
-def known_time_zone(name: str) -> str:
-    """The name, if there is a time zone of it; else ValueError."""
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        raise ValueError("no such time zone; expected a name such as Europe/London") from None
-    return name
 
 
 def setting(default: Any = ..., meaning: str = "", *, unit: str = "", decides: bool = True, **limits: Any) -> Any:

@@ -22,20 +22,6 @@ _MOST_EARLIER = 200  # older ones have next to no weight, and a shopper's vector
 _DECIMALS = 6
 
 
-def item_vectors(
-    items: DataFrame, texts: DataFrame, embeddings: DataFrame, recipe_digest: bytes, scorer_digest: bytes
-) -> DataFrame:
-    """(item_id, text_digest, vector) of the items whose text an encoder has embedded as a passage."""
-    made = texts.where((F.col("role") == "passage") & (F.col("recipe_digest") == F.lit(recipe_digest)))
-    of = embeddings.where((F.col("role") == "passage") & (F.col("scorer_digest") == F.lit(scorer_digest)))
-    read = items.select("item_id", "source_digest").join(
-        made.select("source_digest", "text_digest"), on="source_digest", how="inner"
-    )
-    return read.join(of.select("text_digest", "vector"), on="text_digest", how="inner").select(
-        "item_id", "text_digest", "vector"
-    )
-
-
 def session_vectors(events: DataFrame, vectors: DataFrame) -> DataFrame:
     """(shopper_id, session_id, session_started_at, vector): the mean of the vectors of a session's items, in float64.
 

@@ -98,20 +98,10 @@ def without_bots(
     return interactions.join(spans, on=is_in, how="left_anti")
 
 
-def item_vectors(
-    items: DataFrame, texts: DataFrame, embeddings: DataFrame, recipe_digest: bytes, scorer_digest: bytes
-) -> DataFrame:
-    """(item_id, vector, length) of the items whose text an encoder has embedded as a passage."""
-    made = texts.where((F.col("role") == "passage") & (F.col("recipe_digest") == F.lit(recipe_digest)))
-    by_encoder = (F.col("role") == "passage") & (F.col("scorer_digest") == F.lit(scorer_digest))
+def with_lengths(vectors: DataFrame) -> DataFrame:
+    """(item_id, vector, length) of items' vectors; one of zeros says nothing and is left out."""
     length = F.sqrt(F.aggregate("vector", F.lit(0.0), lambda total, x: total + x.cast("double") * x.cast("double")))
-    return (
-        items.select("item_id", "source_digest")
-        .join(made.select("source_digest", "text_digest"), on="source_digest", how="inner")
-        .join(embeddings.where(by_encoder).select("text_digest", "vector"), on="text_digest", how="inner")
-        .select("item_id", "vector", length.alias("length"))
-        .where("length > 0")
-    )
+    return vectors.select("item_id", "vector", length.alias("length")).where("length > 0")
 
 
 def profiles_of(
@@ -124,7 +114,7 @@ def profiles_of(
     """One profile a shopper: all columns of `profiles` but as_of_date, settings_digest and changed_by.
 
     `interactions`: rows of `interactions` under the ids that stay, with `own_id`, the id that each was logged under;
-    nothing later than the profile's day (see `until_day`). `vectors`: see `item_vectors`; None: no encoder is asked.
+    nothing later than the profile's day (see `until_day`). `vectors`: see `with_lengths`; None: no encoder is asked.
     An interaction with an item that `items` lacks counts, but in no category, brand or vector.
     """
     currencies = _currencies(interactions)

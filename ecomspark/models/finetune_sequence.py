@@ -317,7 +317,8 @@ def beginnings(
         left, values, _ = randomized_svd(near, known, n_iter=2, random_state=settings.seed)
         made[:, :known] += left * np.sqrt(values)
     lengths_of = np.linalg.norm(made, axis=1, keepdims=True)
-    return (made / np.maximum(lengths_of, 1e-12)).astype(np.float32)
+    unit: NDArray[np.float32] = (made / np.maximum(lengths_of, 1e-12)).astype(np.float32)
+    return unit
 
 
 def scores_of(

@@ -21,15 +21,16 @@ from ecomspark.errors import ContractError
 from ecomspark.features.consents import consenting, of_people, same_people
 from ecomspark.features.profiles import (
     ProfileRules,
-    item_vectors,
     profiles_of,
     settled_date,
     standing_profiles,
     until_day,
+    with_lengths,
     with_sequence_states,
     without_bots,
 )
 from ecomspark.features.sessions import local_date
+from ecomspark.features.vectors import item_vectors
 from ecomspark.ledger import Watermark
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
 from ecomspark.plans import Plan, as_pins
@@ -301,7 +302,8 @@ def _made(current: Run, allowed: DataFrame, as_of: date, config: Config, encoder
         scorer_digest = encoder.scorer_digest
         texts = tables.read_memory(current.warehouse, TEXTS)
         embeddings = tables.read_memory(current.warehouse, EMBEDDINGS)
-        vectors = item_vectors(items, texts, embeddings, encoder.card.recipe.digest, scorer_digest)
+        of_items = item_vectors(items, texts, embeddings, encoder.card.recipe.digest, scorer_digest)
+        vectors = with_lengths(of_items)
     made = profiles_of(history, items, vectors, scorer_digest, config.rules)
     if config.has_sequence_state:
         states = tables.read_memory(current.warehouse, SEQUENCE_STATES)

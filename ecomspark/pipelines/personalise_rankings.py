@@ -38,6 +38,7 @@ from ecomspark.features.personal import (
     shopper_standing,
 )
 from ecomspark.features.profiles import newest_profiles, price_band
+from ecomspark.features.vectors import item_vectors
 from ecomspark.importing import conformed_rows
 from ecomspark.ledger import Watermark
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
@@ -507,20 +508,12 @@ def _affinities(
 
 
 def _item_vectors(current: Run, needed: DataFrame, encoder: Checkpoint) -> DataFrame:
-    """(item_id, vector) of those of some items whose text the encoder has embedded as a passage."""
+    """(item_id, vector) of those of some items that have one."""
     items = current.read(ITEMS).join(needed, on="item_id", how="left_semi").select("item_id", "source_digest")
     texts = tables.read_memory(current.warehouse, TEXTS, items.select("source_digest").distinct())
-    is_passage = F.col("role") == "passage"
-    of_items = items.join(
-        texts.where(is_passage & (F.col("recipe_digest") == F.lit(encoder.card.recipe.digest))),
-        on="source_digest",
-        how="inner",
-    ).select("item_id", "text_digest")
-    embeddings = tables.read_memory(current.warehouse, EMBEDDINGS, of_items.select("text_digest").distinct())
-    of_encoder = embeddings.where(is_passage & (F.col("scorer_digest") == F.lit(encoder.scorer_digest)))
-    return of_items.join(of_encoder.select("text_digest", "vector"), on="text_digest", how="inner").select(
-        "item_id", "vector"
-    )
+    embeddings = tables.read_memory(current.warehouse, EMBEDDINGS, texts.select("text_digest").distinct())
+    recipe_digest, scorer_digest = encoder.card.recipe.digest, encoder.scorer_digest
+    return item_vectors(items, texts, embeddings, recipe_digest, scorer_digest).select("item_id", "vector")
 
 
 def _say_how_far(current: Run, config: Config) -> None:

@@ -15,7 +15,6 @@ from datetime import date
 from typing import Literal
 
 import numpy as np
-from pydantic import field_validator
 from pyspark import Broadcast
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -23,14 +22,16 @@ from scipy import stats
 
 from ecomspark import parts, tables
 from ecomspark.chances import Chances, open_chances
-from ecomspark.config import Name, Settings, known_time_zone, setting
+from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ContractError
 from ecomspark.features.chances import at_cuts, last_of_shopper, logit, session_features, shopper_features
 from ecomspark.features.consents import consenting
-from ecomspark.features.drift import drift, item_vectors, session_vectors
+from ecomspark.features.drift import drift, session_vectors
 from ecomspark.features.histories import bought, end_of, events_until, histories, told_by
 from ecomspark.features.ranking import expected_gain
+from ecomspark.features.sessions import TimeZone
 from ecomspark.features.standing import gone_dates, in_force
+from ecomspark.features.vectors import item_vectors
 from ecomspark.models.checkpoint import ITEMS as ITEMS_FILE
 from ecomspark.models.checkpoint import Checkpoint, open_checkpoint
 from ecomspark.next_items import Shelf, next_items, sequence_states
@@ -88,7 +89,7 @@ class Config(Settings):
     max_items: int | None = setting(
         None, "items of a history, the newest; null: as many as the model reads", unit="items", ge=1
     )
-    time_zone: str = setting("UTC", "in which a day ends, such as Europe/London")
+    time_zone: TimeZone = setting("UTC", "in which a day ends, such as Europe/London")
     gap_minutes: int = setting(30, "that of build_sessions: for so long a session may go on", unit="minutes", ge=1)
     excludes_bought: bool = setting(False, "propose nothing that the shopper ever bought")
     chances: Name | None = setting(
@@ -125,11 +126,6 @@ class Config(Settings):
     resources: StageResources | None = setting(
         None, "a resource profile for the stages of the model; null: none; local mode never has one", decides=False
     )
-
-    @field_validator("time_zone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        return known_time_zone(value)
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ from datetime import date, timedelta
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import field_validator
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ecomspark.chances import FEATURES, Chances, Kind, Linear, fit, open_chances, seal_chances
-from ecomspark.config import Name, Settings, known_time_zone, setting
+from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.features.chances import at_cuts, follows, goes_on, session_features, shopper_features
 from ecomspark.features.consents import consenting
 from ecomspark.features.histories import end_of, events_until
+from ecomspark.features.sessions import TimeZone
 from ecomspark.plans import Plan, as_pins
 from ecomspark.runs import Run, Summary, open_run, planned_run
 from ecomspark.schemas import CONSENTS, INTERACTIONS, SESSIONS, SHOPPER_LINKS, Table
@@ -46,7 +46,7 @@ class Config(Settings):
         ["session_purchase", "purchase", "return"], "which chances", min_length=1
     )
     purpose: Name = setting("personalisation", "what shoppers must have consented to")
-    time_zone: str = setting("UTC", "in which a day ends, such as Europe/London")
+    time_zone: TimeZone = setting("UTC", "in which a day ends, such as Europe/London")
     gap_minutes: int = setting(30, "that of build_sessions: for so long a session may go on", unit="minutes", ge=1)
     days: int = setting(30, "within which a purchase or a return is meant, and between two cuts", unit="days", ge=1)
     cuts: int = setting(6, "earlier days that are looked at, the last one `days` before as_of", ge=2, le=60)
@@ -54,11 +54,6 @@ class Config(Settings):
     max_examples: int = setting(
         200_000, "examples of a kind that are read into the driver, drawn by a digest", unit="examples", ge=100
     )
-
-    @field_validator("time_zone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        return known_time_zone(value)
 
 
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:

@@ -197,7 +197,7 @@ def test_what_is_not_there_is_said_before_anything_is_made(spark: Any, nights: N
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"k": 0}, "greater than or equal to 1"), ({"time_zone": "Mars/Olympus"}, "no such time zone"), ({"kinds": []}, "at least 1 item"),
+    [({"k": 0}, "greater than or equal to 1"), ({"time_zone": "Mars/Olympus"}, "no time zone of that name"), ({"kinds": []}, "at least 1 item"),
      ({"kinds": ["look"]}, "Input should be"), ({"checkpoint": "../up"}, "should match pattern"), ({"half_life_days": 0}, "greater than 0"),
      ({"sessions_for_drift": 1}, "greater than or equal to 2"), ({"of": "queries"}, "Input should be"), ({"shelf": 3}, "not permitted")],
 )  # fmt: skip
