@@ -174,17 +174,18 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
             held = _held(warehouse, config)
             for variant in held:
                 current.covers.pop(variant, None)
+            allowed = current.keep(_allowed(current, config))
             if held:
                 with current.stage("withdraw"):
-                    _withdraw(current, held, config)
+                    _withdraw(current, held, allowed)
             if not current.covers:
                 raise _on_hold(held)
             with current.stage("changes"):
-                work = find(current, encoder, config, current.source)
+                work = find(current, encoder, config, current.source, allowed)
                 current.count(**work.counts)
             if work.counts["redone_pairs"] or work.counts["gone_pairs"]:
                 with current.stage("rank"):
-                    _publish(current, work, encoder, config, held)
+                    _publish(current, work, encoder, config, held, allowed)
     if held and not current.is_replayed:
         raise _on_hold(held)
     return current.summary()
@@ -197,7 +198,8 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
     covers = _covers(encoder, config, _held(warehouse, config))
     with planned_run(warehouse, JOB, reads=READS, publishes=PUBLISHES, covers=covers, as_of=as_of) as current:
         sourced = read_source(spark, config.pairs) if config.pairs else None
-        counts = find(current, encoder, config, sourced).counts if covers else {"redone_pairs": 0}
+        allowed = current.keep(_allowed(current, config))
+        counts = find(current, encoder, config, sourced, allowed).counts if covers else {"redone_pairs": 0}
         digest = config.deciding_digest(encoder.scorer_digest.hex()).hex()
         return Plan(JOB, current.as_of, digest, as_pins(current.inputs), covers, counts)
 
@@ -235,12 +237,12 @@ def _on_hold(held: list[str]) -> OnHold:
     )
 
 
-def _withdraw(current: Run, held: list[str], config: Config) -> None:
+def _withdraw(current: Run, held: list[str], allowed: DataFrame) -> None:
     """Of variants on hold take away what there is of shoppers who do not consent any more: that does not wait."""
     there = current.read_if_there(PERSONAL_RANKINGS).where(F.col("variant").isin(held))
-    allowed = _allowed(current, config).select(F.col("shopper_id").alias("audience"))
+    may_stay = allowed.select(F.col("shopper_id").alias("audience"))
     of_shoppers = there.where(F.col("audience_kind") == SHOPPER)
-    gone = current.keep(of_shoppers.join(allowed, on="audience", how="left_anti").select(*_PAIR).distinct())
+    gone = current.keep(of_shoppers.join(may_stay, on="audience", how="left_anti").select(*_PAIR).distinct())
     if not gone.isEmpty():
         none = there.drop("changed_by").limit(0)
         change = tables.compare(current.warehouse, PERSONAL_RANKINGS, none, current.author, within=gone)
@@ -261,12 +263,12 @@ class Work:
     counts: dict[str, int]
 
 
-def find(current: Run, encoder: Checkpoint, config: Config, sourced: Sourced | None) -> Work:
+def find(current: Run, encoder: Checkpoint, config: Config, sourced: Sourced | None, allowed: DataFrame) -> Work:
     """The pairs whose ranking must be made or goes, and why.
 
     Raises ContractError when `pairs` are not what the settings say, or too many are named.
     """
-    named, counts = _named(current, config, sourced)
+    named, counts = _named(current, config, sourced, allowed)
     rankings = current.read(RANKINGS).where(F.col("variant").isin(list(current.covers)))
     pairs = current.keep(named.join(rankings.select("variant", "query_id").distinct(), on="query_id", how="inner"))
     held = [variant for variant in config.variants if variant not in current.covers]
@@ -296,7 +298,9 @@ def _because(reason: str, pairs: DataFrame) -> DataFrame:
     return pairs.select(*_PAIR, F.lit(reason).alias("reason"))
 
 
-def _named(current: Run, config: Config, sourced: Sourced | None) -> tuple[DataFrame, dict[str, int]]:
+def _named(
+    current: Run, config: Config, sourced: Sourced | None, allowed: DataFrame
+) -> tuple[DataFrame, dict[str, int]]:
     """(audience_kind, audience, query_id) of every pair that is named, with a query that is known; and what was not."""
     spark, queries, counts = current.warehouse.spark, current.read(QUERIES), {"unusable_pairs": 0}
     pair = "audience_kind string, audience string"
@@ -332,7 +336,7 @@ def _named(current: Run, config: Config, sourced: Sourced | None) -> tuple[DataF
     heard_of += [links.select("shopper_id"), links.select(F.col("other_id").alias("shopper_id"))]
     unknown = shoppers.join(reduce(DataFrame.unionByName, heard_of).distinct(), on="shopper_id", how="left_anti")
     # Of who may not be known nothing is kept, not even that they have the general ranking, which search shows them.
-    refused = current.keep(shoppers.join(_allowed(current, config), on="shopper_id", how="left_anti"))
+    refused = current.keep(shoppers.join(allowed, on="shopper_id", how="left_anti"))
     is_refused = (F.col("audience_kind") == SHOPPER) & (F.col("audience") == F.col("shopper_id"))
     counts |= {
         "unknown_queries": len(ids) - known.count(),
@@ -424,7 +428,9 @@ def _with_person(rows: DataFrame, linked: DataFrame, shopper_id: str) -> DataFra
     return joined.withColumn("_person", F.coalesce("_stays", shopper_id)).drop("_stays")
 
 
-def _publish(current: Run, work: Work, encoder: Checkpoint, config: Config, held: list[str]) -> None:
+def _publish(
+    current: Run, work: Work, encoder: Checkpoint, config: Config, held: list[str], allowed: DataFrame
+) -> None:
     """Make the rankings of the pairs at hand, publish what differs, and say how far the personal terms moved things."""
     as_of, warehouse = current.as_of, current.warehouse
     if as_of is None:
@@ -433,7 +439,6 @@ def _publish(current: Run, work: Work, encoder: Checkpoint, config: Config, held
     queries = current.keep(work.touched.select("query_id").distinct())
     shown = current.read_of_queries(RANKINGS, queries)
     general = current.keep(shown.join(work.pairs, on=["variant", "query_id"], how="inner"))
-    allowed = current.keep(_allowed(current, config))
     standing = current.keep(_standing(current, work.pairs, allowed, encoder, config, as_of))
     affinities = _affinities(current, general, standing, allowed, encoder, as_of)
     price = F.col("price").cast("double")
