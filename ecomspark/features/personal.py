@@ -171,8 +171,10 @@ def last_sessions(sessions: DataFrame, people: DataFrame, as_of: date) -> DataFr
 
 def mean_vectors(vectors: DataFrame, by: str) -> DataFrame:
     """(`by`, vector): the mean of the unit vectors of each; those without one are left out."""
-    parts = vectors.where(F.col("vector").isNotNull()).select(by, F.posexplode(_unit("vector")).alias("_at", "_x"))
-    means = parts.groupBy(by, "_at").agg(F.round(F.avg("_x"), _VECTOR_DECIMALS).alias("_x"))
+    lengths = vectors.where(F.col("vector").isNotNull()).select(by, "vector", _length("vector").alias("_length"))
+    parts = lengths.select(by, "_length", F.posexplode("vector").alias("_at", "_x"))
+    unit = F.col("_x").cast("double") / F.when(F.col("_length") > 0, F.col("_length")).otherwise(1.0)
+    means = parts.groupBy(by, "_at").agg(F.round(F.avg(unit), _VECTOR_DECIMALS).alias("_x"))
     in_order = F.array_sort(F.collect_list(F.struct("_at", "_x")))
     return means.groupBy(by).agg(F.transform(in_order, lambda part: part["_x"]).alias("vector"))
 
@@ -183,11 +185,15 @@ def cosines(wanted: DataFrame, audiences: DataFrame, items: DataFrame, name: str
     `audiences`: audience_kind, audience, vector; `items`: item_id, vector. Pairs of which one has no vector are left
     out.
     """
-    left = audiences.where(F.col("vector").isNotNull()).withColumn("_one", _unit("vector")).drop("vector")
-    right = items.where(F.col("vector").isNotNull()).select("item_id", _unit("vector").alias("_other"))
+    left = audiences.where(F.col("vector").isNotNull()).withColumnRenamed("vector", "_one")
+    right = items.where(F.col("vector").isNotNull()).select("item_id", F.col("vector").alias("_other"))
+    left, right = left.withColumn("_length", _length("_one")), right.withColumn("_other_length", _length("_other"))
     both = wanted.join(left, on=["audience_kind", "audience"], how="inner").join(right, on="item_id", how="inner")
-    dot = _sum(F.zip_with("_one", "_other", lambda x, y: x * y))
-    return both.select("audience_kind", "audience", "item_id", F.round(dot, SCORE_DECIMALS).alias(name))
+    # Lengths stand beside the vectors: inside a function of their elements each element would compute them anew.
+    dot = _sum(F.zip_with("_one", "_other", lambda x, y: x.cast("double") * y))
+    lengths = F.col("_length") * F.col("_other_length")
+    cosine = F.when(lengths > 0, dot / lengths).otherwise(0.0)
+    return both.select("audience_kind", "audience", "item_id", F.round(cosine, SCORE_DECIMALS).alias(name))
 
 
 def personal_rankings(
@@ -264,10 +270,8 @@ def _strongest(weights: str) -> Column:
     return F.array_min(falling)["key"]
 
 
-def _unit(vector: str) -> Column:
-    """A vector at unit length, in doubles; one of zeros stays."""
-    length = F.sqrt(_sum(F.transform(vector, lambda x: x.cast("double") * x)))
-    return F.transform(vector, lambda x: x.cast("double") / F.when(length > 0, length).otherwise(1.0))
+def _length(vector: str) -> Column:
+    return F.sqrt(_sum(F.transform(vector, lambda x: x.cast("double") * x)))
 
 
 def _sum(numbers: Column) -> Column:
