@@ -139,7 +139,7 @@ def test_what_cannot_be_trained_is_said_before_it_is_tried(bought_shop: Shop, tm
     with pytest.raises(
         ContractError, match="judged: expected pairs that belong together on the train side, found none"
     ):
-        bought_shop.run(JOB, "strict", **{**SETTINGS, "name": "x", "min_grade": 9, "sources": ["judged"]})
+        bought_shop.run(JOB, "strict", as_of=LATER, **{**SETTINGS, "name": "x", "min_grade": 9, "sources": ["judged"]})
     config = bought_shop.config(JOB, **{**SETTINGS, "name": "x", "max_tokens": 33})
     with pytest.raises(ConfigError, match=r"finetune_embedder.max_tokens: expected 32 at most.*found 33"):
         run(None, config, "long")  # type: ignore[arg-type]
