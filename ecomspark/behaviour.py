@@ -52,4 +52,4 @@ def whose_standing_changed(current: Run, changed: Mapping[str, DataFrame], purpo
             return None
         of_links = linked.select(F.explode(F.array("shopper_id", "other_id")).alias("shopper_id"))
         ids = ids.unionByName(of_links)
-    return current.keep(same_people(ids, current.read_if_there(SHOPPER_LINKS)))
+    return current.settle(same_people(ids, current.read_if_there(SHOPPER_LINKS)))

@@ -125,6 +125,14 @@ class Run:
         self.persisted.append(rows.persist())
         return rows
 
+    def settle(self, rows: DataFrame) -> DataFrame:
+        """Rows computed now and cut from how they came about. For what is joined again and again with what was made of
+        it: Spark analyses a plan's history as often as it stands in it, which takes minutes however few the rows are.
+
+        They lie on the executors alone: a run that loses one of these ends, and is started again.
+        """
+        return rows.localCheckpoint()
+
     def staged(self, table: Table, rows: DataFrame) -> DataFrame:
         """Rows that Python made for a state table, landed once beside it until the run ends (see `tables.stage`)."""
         self.staged_for.append(table)

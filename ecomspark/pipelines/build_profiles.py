@@ -176,7 +176,7 @@ def find(current: Run, config: Config, encoder: Checkpoint | None) -> Work:
     for table in (INTERACTIONS, ITEMS):
         current.read(table)  # one that is not there is said before anything is looked for
     consents, links = current.read_if_there(CONSENTS), current.read_if_there(SHOPPER_LINKS)
-    allowed = current.keep(consenting(consents, links, config.purpose))
+    allowed = current.settle(consenting(consents, links, config.purpose))
     is_older = not current.read_if_there(PROFILES).where(F.col("as_of_date") > F.lit(as_of)).isEmpty()
     ids = None if config.full or is_older else _changed(current, config, encoder, allowed, as_of)
     counts = {
@@ -230,7 +230,7 @@ def _changed(
     if NEXT_ITEMS.name in changed:
         rows.append(changed[NEXT_ITEMS.name].where("`rank` = 1"))
     ids = reduce(DataFrame.unionByName, [of.select("shopper_id") for of in rows]).where("shopper_id IS NOT NULL")
-    return current.keep(same_people(current.keep(ids.distinct()), current.read_if_there(SHOPPER_LINKS)))
+    return current.settle(same_people(current.keep(ids.distinct()), current.read_if_there(SHOPPER_LINKS)))
 
 
 def _of_the_days_between(current: Run, config: Config, since: Watermark, as_of: date) -> list[DataFrame]:

@@ -116,7 +116,7 @@ def find(current: Run, config: Config) -> Work:
     work = _changed(current, config)
     if work is not None:
         return work
-    allowed = current.keep(_allowed(current, config))
+    allowed = current.settle(_allowed(current, config))
     interactions = current.keep(counted(of_people(_steps(current), allowed), config.rules))
     counts = {"changed_shoppers": None, "interactions": interactions.count(), "sessions_looked_at": None}
     return Work(interactions, None, None, counts)
@@ -144,19 +144,19 @@ def _changed(current: Run, config: Config) -> Work | None:
     whole = whose_standing_changed(current, changed, config.purpose)
     if whole is None:
         return None
-    rules, allowed = config.rules, current.keep(_allowed(current, config))
+    rules, allowed = config.rules, current.settle(_allowed(current, config))
     all_steps = _steps(current)
     moved = all_steps.limit(0).select(*_STEP)
     if INTERACTIONS.name in changed:
         # Keys of a log only come; should one have been erased, its time has changed all the same.
         moved = changed[INTERACTIONS.name].select(F.coalesce("new", "old").alias("step")).select("step.*")
     moved = of_people(counted(moved.select(*_STEP), rules), allowed).join(whole, on="shopper_id", how="left_anti")
-    moved = current.keep(moved.select("shopper_id", "occurred_at").distinct())
+    moved = current.settle(moved.select("shopper_id", "occurred_at").distinct())
     sessions = current.read_if_there(SESSIONS).select(
         "session_id", "shopper_id", "session_date", "started_at", "ended_at"
     )
     near = touched_sessions(sessions, moved, rules.gap_minutes)
-    stretches = current.keep(stretches_of(near, moved))
+    stretches = current.settle(stretches_of(near, moved))
     spans = spans_of(int(row["day"]) for row in days_of(stretches).collect())
     interactions = within_stretches(of_people(on_days(all_steps, spans), allowed), stretches)
     touched = near

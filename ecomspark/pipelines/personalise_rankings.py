@@ -174,7 +174,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
             held = _held(warehouse, config)
             for variant in held:
                 current.covers.pop(variant, None)
-            allowed = current.keep(_allowed(current, config))
+            allowed = current.settle(_allowed(current, config))
             if held:
                 with current.stage("withdraw"):
                     _withdraw(current, held, allowed)
@@ -198,7 +198,7 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
     covers = _covers(encoder, config, _held(warehouse, config))
     with planned_run(warehouse, JOB, reads=READS, publishes=PUBLISHES, covers=covers, as_of=as_of) as current:
         sourced = read_source(spark, config.pairs) if config.pairs else None
-        allowed = current.keep(_allowed(current, config))
+        allowed = current.settle(_allowed(current, config))
         counts = find(current, encoder, config, sourced, allowed).counts if covers else {"redone_pairs": 0}
         digest = config.deciding_digest(encoder.scorer_digest.hex()).hex()
         return Plan(JOB, current.as_of, digest, as_pins(current.inputs), covers, counts)
@@ -270,20 +270,20 @@ def find(current: Run, encoder: Checkpoint, config: Config, sourced: Sourced | N
     """
     named, counts = _named(current, config, sourced, allowed)
     rankings = current.read(RANKINGS).where(F.col("variant").isin(list(current.covers)))
-    pairs = current.keep(named.join(rankings.select("variant", "query_id").distinct(), on="query_id", how="inner"))
+    pairs = current.settle(named.join(rankings.select("variant", "query_id").distinct(), on="query_id", how="inner"))
     held = [variant for variant in config.variants if variant not in current.covers]
-    there = current.keep(
+    there = current.settle(
         current.read_if_there(PERSONAL_RANKINGS).where(~F.col("variant").isin(held)).select(*_PAIR).distinct()
     )
-    gone = current.keep(there.join(pairs, on=list(_PAIR), how="left_anti"))
+    gone = current.settle(there.join(pairs, on=list(_PAIR), how="left_anti"))
     found = [_because("new", pairs.join(there, on=list(_PAIR), how="left_anti"))]
     for variant in current.covers:
         mine = pairs.where(F.col("variant") == variant)
         since = None if config.full else current.watermark(variant)
         changed = _changed(current, encoder, mine, since) if since else None
         found += [_because("whole", mine)] if changed is None else changed
-    reasons = current.keep(reduce(DataFrame.unionByName, found).distinct())
-    redone = current.keep(reasons.select(*_PAIR).distinct())
+    reasons = current.settle(reduce(DataFrame.unionByName, found).distinct())
+    redone = current.settle(reasons.select(*_PAIR).distinct())
     counts |= {
         "named_pairs": named.count(),
         "unranked_queries": named.select("query_id").distinct().join(pairs, on="query_id", how="left_anti").count(),
@@ -291,7 +291,7 @@ def find(current: Run, encoder: Checkpoint, config: Config, sourced: Sourced | N
         **{f"because_{row['reason']}": int(row["count"]) for row in reasons.groupBy("reason").count().collect()},
         "gone_pairs": gone.count(),
     }
-    return Work(redone, current.keep(redone.unionByName(gone.select(*_PAIR))), counts)
+    return Work(redone, current.settle(redone.unionByName(gone.select(*_PAIR))), counts)
 
 
 def _because(reason: str, pairs: DataFrame) -> DataFrame:
@@ -343,7 +343,7 @@ def _named(
         "unknown_shoppers": unknown.count(),
         "shoppers_without_consent": refused.count(),
     }
-    return current.keep(named.join(refused, on=is_refused, how="left_anti")), counts
+    return current.settle(named.join(refused, on=is_refused, how="left_anti")), counts
 
 
 def _query_id(locale: str, words: str) -> bytes:
@@ -389,7 +389,7 @@ def _changed(current: Run, encoder: Checkpoint, pairs: DataFrame, since: Waterma
         is_new = (F.col(day) > F.lit(since.as_of)) & (F.col(day) <= F.lit(current.as_of))
         of_days = current.read_if_there(table).where(is_new).select("shopper_id")
         of_shoppers[table.name] = of_days.unionByName(of_shoppers.get(table.name, of_days.limit(0)))
-    linked = current.keep(people(current.read_if_there(SHOPPER_LINKS)))
+    linked = current.settle(people(current.read_if_there(SHOPPER_LINKS)))
     of_audiences = _with_person(pairs.where(F.col("audience_kind") == SHOPPER), linked, "audience")
     for name, ids in of_shoppers.items():
         touched = current.keep(_with_person(ids.distinct(), linked, "shopper_id").select("_person").distinct())
@@ -438,8 +438,8 @@ def _publish(
     tables.create(warehouse, PERSONAL_RANKINGS)
     queries = current.keep(work.touched.select("query_id").distinct())
     shown = current.read_of_queries(RANKINGS, queries)
-    general = current.keep(shown.join(work.pairs, on=["variant", "query_id"], how="inner"))
-    standing = current.keep(_standing(current, work.pairs, allowed, encoder, config, as_of))
+    general = current.settle(shown.join(work.pairs, on=["variant", "query_id"], how="inner"))
+    standing = current.settle(_standing(current, work.pairs, allowed, encoder, config, as_of))
     affinities = _affinities(current, general, standing, allowed, encoder, as_of)
     price = F.col("price").cast("double")
     bands = current.read(ITEMS).select("item_id", price_band(price, config.price_bands).alias("price_band"))
@@ -494,13 +494,15 @@ def _affinities(
     """(audience_kind, audience, item_id, profile_cosine, session_cosine) of the items that an audience is shown."""
     audience = ["audience_kind", "audience"]
     personal = standing.where("reason IS NULL")
-    wanted = current.keep(general.join(personal, on=audience, how="left_semi").select(*audience, "item_id").distinct())
+    wanted = current.settle(
+        general.join(personal, on=audience, how="left_semi").select(*audience, "item_id").distinct()
+    )
     persons = personal.where("person_id IS NOT NULL").select("person_id").distinct()
     stays = allowed.where("shopper_id = person_id")
     sessions = of_people(current.read_if_there(SESSIONS), stays)
-    of_last = current.keep(last_sessions(sessions, persons, as_of))
+    of_last = current.settle(last_sessions(sessions, persons, as_of))
     needed = wanted.select("item_id").unionByName(of_last.select("item_id")).distinct()
-    vectors = current.keep(_item_vectors(current, needed, encoder))
+    vectors = current.settle(_item_vectors(current, needed, encoder))
     of_sessions = mean_vectors(
         of_last.join(vectors, on="item_id", how="inner").select("person_id", "vector"), "person_id"
     )

@@ -299,7 +299,7 @@ def find(current: Run, config: Config, asked: _Asked) -> Work:
     last = max((row["epoch"] or 0 for row in past.over), default=0)
     is_known = since is not None and all((row["epoch"] or 0) <= last for row in past.begun)
 
-    allowed = current.keep(consenting(current.read(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose))
+    allowed = current.settle(consenting(current.read(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose))
     end = end_of(as_of, config.time_zone)
     events = current.keep(
         events_until(current.read(INTERACTIONS), current.read(SESSIONS), allowed, end, config.gap_minutes)
@@ -379,12 +379,12 @@ def _lists(
     )
     is_same = F.col("made_of").eqNullSafe(made_of) & ~F.coalesce(F.arrays_overlap("shown", "excluded"), F.lit(False))
     needed = read.join(standing, on="shopper_id", how="left").where(F.lit(not is_known) | ~is_same)
-    needed = current.keep(needed.select("shopper_id", "item_ids", "history_digest", "excluded"))
+    needed = current.settle(needed.select("shopper_id", "item_ids", "history_digest", "excluded"))
     wanted = needed.select("history_digest").distinct()
     states = tables.read_memory(current.warehouse, SEQUENCE_STATES, wanted)
     there = states.where(F.col("scorer_digest") == F.lit(model.scorer_digest)).select("history_digest")
     lacking = needed.select("history_digest", "item_ids").dropDuplicates(["history_digest"])
-    lacking = current.keep(lacking.join(there, on="history_digest", how="left_anti"))
+    lacking = current.settle(lacking.join(there, on="history_digest", how="left_anti"))
     gone = gone_dates(rows, read, needed, as_of, config.keeps_dates)
     today = needed.select("shopper_id", F.lit(as_of).alias("as_of_date"))
     refused = rows.join(

@@ -126,7 +126,7 @@ def examples(current: Run, config: Config) -> dict[Kind, DataFrame]:
     as_of = current.as_of
     if as_of is None:
         raise ContractError("as_of: expected a date, found no input that has one; give --as-of")
-    allowed = current.keep(consenting(current.read(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose))
+    allowed = current.settle(consenting(current.read(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose))
     end = end_of(as_of, config.time_zone)
     events = current.keep(
         events_until(current.read(INTERACTIONS), current.read(SESSIONS), allowed, end, config.gap_minutes)

@@ -135,7 +135,7 @@ def find(current: Run, config: Config) -> Work:
     if since is not None and all(_is_as_left(table, at[table], since) for table in READS):
         return Work({}, None, counts)
     now = {table: tables.read(current.warehouse, table, at[table]) for table in READS}
-    allowed = current.keep(consenting(now[CONSENTS], now[SHOPPER_LINKS], config.purpose))
+    allowed = current.settle(consenting(now[CONSENTS], now[SHOPPER_LINKS], config.purpose))
     mine = current.keep(remaining(allowed))
     rows, states = {}, None
     for table in there:
