@@ -232,7 +232,7 @@ def test_only_what_changed_is_done_again(shop: Shop) -> None:
     assert shop.shown()[CANARY] == ["b", "a", "c", "d", "e"]
     assert {name for name, query in shop.changed_by("changes") if query == PLATE} == {CANARY}, "for the session alone"
     assert ("cat", MUG) not in shop.changed_by("changes"), "looked at, and the same"
-    done = shop.run("a later day", LATER)
+    done = shop.run("a-later-day", LATER)
     assert done.rows["because_profiles"] == 5, "her profile of that day counts now: three pairs, and the segments"
     assert shop.shown()[CANARY] == GENERAL
     whole = shop.run("whole", LATER, full=True)
