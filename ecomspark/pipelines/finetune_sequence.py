@@ -13,12 +13,13 @@ from ecomspark import tables
 from ecomspark.config import Name, Settings, setting
 from ecomspark.embedding import embedded
 from ecomspark.errors import ConfigError, ContractError
+from ecomspark.features.consents import consenting, remaining
 from ecomspark.features.sequences import sequences
 from ecomspark.models.checkpoint import CARD, Card, Checkpoint, open_checkpoint
 from ecomspark.models.sequence_options import SequenceTraining
 from ecomspark.plans import Plan, as_pins
 from ecomspark.runs import Run, Summary, open_run, planned_run
-from ecomspark.schemas import ITEMS, SESSIONS, TEXTS, Table
+from ecomspark.schemas import CONSENTS, ITEMS, SESSIONS, SHOPPER_LINKS, TEXTS, Table
 from ecomspark.scoring import EmbedderAt
 from ecomspark.tables import Warehouse
 from ecomspark.text import digest
@@ -27,7 +28,7 @@ from ecomspark.training import is_trained, train
 
 JOB = "finetune_sequence"
 
-READS = (SESSIONS, ITEMS)
+READS = (SESSIONS, CONSENTS, SHOPPER_LINKS, ITEMS)
 
 PUBLISHES: tuple[Table, ...] = ()  # a checkpoint; and vectors to `embeddings`, without its lease
 
@@ -50,6 +51,9 @@ class Config(SequenceTraining, Settings):
     )
     encoder: Name | None = setting(
         None, "an encoder whose vectors of items' texts are read, so that new items are known, too; null: ids alone"
+    )
+    purpose: Name = setting(
+        "personalisation", "shoppers who agree to it, by `consents` as they are now, are learnt from"
     )
     tracking: Tracking = setting(Tracking(), "where the curves of trainings are kept", decides=False)
 
@@ -129,7 +133,9 @@ def _sequences(current: Run, config: Config) -> pd.DataFrame:
         raise ConfigError(
             f"{JOB}.validation_from: expected a day up to as_of {current.as_of}, found {config.validation_from}"
         )
-    sessions = current.read(SESSIONS)
+    # Asked again: a no may have come since the sessions were built.
+    allowed = consenting(current.read_if_there(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose)
+    sessions = current.read(SESSIONS).join(remaining(allowed), on="shopper_id", how="left_semi")
     if current.as_of is not None:
         # A session of the last day may end on the next one.
         sessions = sessions.where(F.col("session_date") <= F.lit(current.as_of))
@@ -147,9 +153,9 @@ def _sequences(current: Run, config: Config) -> pd.DataFrame:
     for side, count in counts.items():
         if not count:
             raise ContractError(
-                f"sessions: expected {config.of} of two items or more to {_PURPOSES[side]} on, found none with "
-                f"validation_from {config.validation_from} and as_of {current.as_of}; run build_sessions, or change "
-                f"{JOB}.validation_from"
+                f"sessions: expected {config.of} of two items or more to {_PURPOSES[side]} on, found none of "
+                f"consenting shoppers with validation_from {config.validation_from} and as_of {current.as_of}; run "
+                f"import_consents and build_sessions, or change {JOB}.validation_from"
             )
     return found
 

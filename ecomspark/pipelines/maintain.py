@@ -85,7 +85,7 @@ READS = tuple(_REFER)
 USES: dict[str, tuple[tuple[Table, ...], tuple[Table, ...]]] = {
     "build_texts": ((ITEMS, QUERY_ALIASES, JUDGMENT_ALIASES, TEXTS, TERMS), (QUERIES, JUDGMENTS, TEXTS, TERMS)),
     "pretrain_encoder": ((QUERIES, ITEMS, SPLITS, TEXTS), ()),
-    "finetune_sequence": ((SESSIONS, ITEMS, TEXTS, EMBEDDINGS), ()),
+    "finetune_sequence": ((SESSIONS, CONSENTS, SHOPPER_LINKS, ITEMS, TEXTS, EMBEDDINGS), ()),
     "import_splits": ((QUERY_ALIASES, SPLITS, TEXTS), (SPLITS,)),
     "finetune_cross_encoder": ((JUDGMENTS, QUERIES, ITEMS, SPLITS, CANDIDATES, TEXTS, EMBEDDINGS), (SPLITS,)),
     "finetune_embedder": (

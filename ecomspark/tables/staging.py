@@ -33,10 +33,11 @@ def unstage(warehouse: Warehouse, table: Table, author: Author) -> None:
     if path is None:
         warehouse.spark.sql(f"DROP TABLE IF EXISTS {warehouse.name(landed)}")
     elif exists(warehouse, landed):
-        jvm = warehouse.spark._jvm
+        jvm, session = warehouse.spark._jvm, warehouse.spark._jsparkSession
         of_path = jvm.org.apache.hadoop.fs.Path(path)  # type: ignore[union-attr]
-        of_path.getFileSystem(warehouse.spark._jsparkSession.sessionState().newHadoopConf()).delete(of_path, True)
-        jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()  # type: ignore[union-attr]
+        of_path.getFileSystem(session.sessionState().newHadoopConf()).delete(of_path, True)
+        # Of this table alone: what Delta knows of the others need not be read again.
+        jvm.org.apache.spark.sql.delta.DeltaLog.invalidateCache(session, of_path)  # type: ignore[union-attr]
 
 
 def _staged(table: Table, author: Author) -> Table:

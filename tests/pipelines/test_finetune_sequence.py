@@ -18,7 +18,7 @@ from ecomspark.models.checkpoint import open_checkpoint
 from ecomspark.models.sequence import load
 from ecomspark.pipelines import finetune_sequence
 from ecomspark.runs import Summary
-from ecomspark.schemas import EMBEDDINGS, ITEMS, SESSIONS, TEXTS
+from ecomspark.schemas import CONSENTS, EMBEDDINGS, ITEMS, SESSIONS, TEXTS
 from ecomspark.tables import Author, Warehouse
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -57,7 +57,8 @@ def test_what_ended_before_is_learnt_and_what_began_since_is_judged(rows: Any) -
 
 @dataclass(frozen=True)
 class Walk:
-    """Shoppers who look at one item after the other, in a circle; the items have texts."""
+    """Shoppers who look at one item after the other, in a circle; the items have texts. One of them took consent back
+    when the sessions were there, and one was never asked."""
 
     spark: Any
     folder: Path
@@ -87,6 +88,11 @@ def walk(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Walk:
         session(number, f"s{number % 9}", number % 16, [IDS[(number + step) % 8] for step in range(2 + number % 3)])
         for number in range(48)
     ]
+    sessions += [session(48, "no", 2, [*IDS, "only theirs"]), session(49, "never asked", 12, IDS)]
+    said = [{"shopper_id": f"s{number}", "is_given": True} for number in range(9)]
+    said += [{"shopper_id": "no", "is_given": is_given, "at": NOON + timedelta(days=day)}
+             for is_given, day in ((True, 0), (False, 3))]  # fmt: skip
+    consents = [{"purpose": "personalisation", **row} for row in said]
     items = [{"item_id": item_id, "source_digest": text.digest(word)} for item_id, word in words.items()]
     texts = [
         {"source_digest": text.digest(word), "role": "passage", "recipe_digest": recipe, "text": word,
@@ -97,6 +103,7 @@ def walk(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Walk:
     for table, given in ((SESSIONS, sessions), (ITEMS, items)):
         frame = build_rows(spark, table, *given).drop("changed_by")
         tables.publish(made.warehouse, tables.compare(made.warehouse, table, frame, author), author)
+    tables.append_log(made.warehouse, CONSENTS, build_rows(spark, CONSENTS, *consents), author)
     tables.append_memory(made.warehouse, TEXTS, build_rows(spark, TEXTS, *texts), author)
     return made
 
