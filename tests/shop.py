@@ -139,12 +139,13 @@ def with_texts(new_shop: Shop) -> Shop:
 
 
 @pytest.fixture(scope="session")
-def ranked_shop(with_texts: Shop) -> Shop:
-    """Everything run once, with a checkpoint that the trainer really made."""
+def ranked_shop(with_texts: Shop, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """Everything run once, with a checkpoint that the trainer really made; the shop with texts stays as it is."""
+    shop = with_texts.copy(tmp_path_factory.mktemp("ranked"))
     jobs = ("finetune_cross_encoder", "build_candidates", "score_candidates", "rank_candidates", "evaluate_rankings")
     for job in jobs:
-        assert with_texts.run(job).status in ("published", "nothing_to_do"), job
-    return with_texts
+        assert shop.run(job).status in ("published", "nothing_to_do"), job
+    return shop
 
 
 @pytest.fixture
