@@ -6,17 +6,20 @@ The general terms come to at most 1 and the personal ones to at most their weigh
 a personal term moves an item within its band and never out of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from functools import reduce
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from pydantic import model_validator
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from ecomspark.config import Section, setting
 from ecomspark.features.ranking import SCORE_DECIMALS, Share
+from ecomspark.features.vectors import as_vectors, by_group, matrix_of, starts_of, units
 
 KEY = ("audience_kind", "audience", "query_id")
 TERMS = ("profile", "session", "price")
@@ -28,6 +31,7 @@ REASONS = (NO_CONSENT, NO_PROFILE, OTHER_ENCODER, TOO_FEW)
 
 _SAYS_NOTHING = ("impression", "return")
 _TOP = 10
+_PAIR = ("audience_kind", "audience", "item_id")
 
 _VECTOR_DECIMALS = 9  # a mean's last digits depend on the order in which it was added up
 
@@ -170,30 +174,55 @@ def last_sessions(sessions: DataFrame, people: DataFrame, as_of: date) -> DataFr
 
 
 def mean_vectors(vectors: DataFrame, by: str) -> DataFrame:
-    """(`by`, vector): the mean of the unit vectors of each; those without one are left out."""
-    lengths = vectors.where(F.col("vector").isNotNull()).select(by, "vector", _length("vector").alias("_length"))
-    parts = lengths.select(by, "_length", F.posexplode("vector").alias("_at", "_x"))
-    unit = F.col("_x").cast("double") / F.when(F.col("_length") > 0, F.col("_length")).otherwise(1.0)
-    means = parts.groupBy(by, "_at").agg(F.round(F.avg(unit), _VECTOR_DECIMALS).alias("_x"))
-    in_order = F.array_sort(F.collect_list(F.struct("_at", "_x")))
-    return means.groupBy(by).agg(F.transform(in_order, lambda part: part["_x"]).alias("vector"))
+    """(`by`, vector): the mean of the unit vectors of each, one of zeros counting as it is; those without are left out.
+
+    A segment may have more members than a worker can hold: what comes together in a batch is added up first.
+    """
+    schema = f"`{by}` string, total array<double>, count bigint"
+
+    def add_up(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if batch.num_rows:
+                yield _sums(pa.Table.from_batches([batch]).sort_by(by), by)
+
+    def divide(parts: pa.Table) -> pa.RecordBatch:
+        starts = starts_of(parts[by])
+        totals = np.add.reduceat(matrix_of(parts["total"]), starts, axis=0)
+        means = totals / np.add.reduceat(parts["count"].to_numpy(), starts)[:, None]
+        of = parts[by].take(pa.array(starts)).combine_chunks()
+        return pa.RecordBatch.from_arrays([of, as_vectors(np.round(means, _VECTOR_DECIMALS))], names=[by, "vector"])
+
+    added = vectors.where(F.col("vector").isNotNull()).select(by, "vector").mapInArrow(add_up, schema)
+    return by_group(added, by, [], divide, f"`{by}` string, vector array<double>")
+
+
+def _sums(rows: pa.Table, by: str) -> pa.RecordBatch:
+    vectors, starts = units(matrix_of(rows["vector"])), starts_of(rows[by])
+    totals = as_vectors(np.add.reduceat(vectors, starts, axis=0))
+    counts = pa.array(np.diff(np.append(starts, len(vectors))))
+    of = rows[by].take(pa.array(starts)).combine_chunks()
+    return pa.RecordBatch.from_arrays([of, totals, counts], names=[by, "total", "count"])
 
 
 def cosines(wanted: DataFrame, audiences: DataFrame, items: DataFrame, name: str) -> DataFrame:
     """`wanted` (audience_kind, audience, item_id, each once) with the cosine of two vectors, rounded to six places.
 
     `audiences`: audience_kind, audience, vector; `items`: item_id, vector. Pairs of which one has no vector are left
-    out.
+    out; with one of zeros the cosine is 0.
     """
     left = audiences.where(F.col("vector").isNotNull()).withColumnRenamed("vector", "_one")
     right = items.where(F.col("vector").isNotNull()).select("item_id", F.col("vector").alias("_other"))
-    left, right = left.withColumn("_length", _length("_one")), right.withColumn("_other_length", _length("_other"))
     both = wanted.join(left, on=["audience_kind", "audience"], how="inner").join(right, on="item_id", how="inner")
-    # Lengths stand beside the vectors: inside a function of their elements each element would compute them anew.
-    dot = _sum(F.zip_with("_one", "_other", lambda x, y: x.cast("double") * y))
-    lengths = F.col("_length") * F.col("_other_length")
-    cosine = F.when(lengths > 0, dot / lengths).otherwise(0.0)
-    return both.select("audience_kind", "audience", "item_id", F.round(cosine, SCORE_DECIMALS).alias(name))
+
+    def compare(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if batch.num_rows:
+                one, other = (units(matrix_of(batch.column(of))) for of in ("_one", "_other"))
+                values = pa.array(np.round(np.einsum("ij,ij->i", one, other), SCORE_DECIMALS))
+                yield pa.RecordBatch.from_arrays([*map(batch.column, _PAIR), values], names=[*_PAIR, name])
+
+    pairs = both.select(*_PAIR, "_one", "_other")
+    return pairs.mapInArrow(compare, "audience_kind string, audience string, item_id string, " + f"`{name}` double")
 
 
 def personal_rankings(
@@ -268,11 +297,3 @@ def _strongest(weights: str) -> Column:
     """The key of a map's largest value, of equals the first by name; null for an empty map."""
     falling = F.transform(F.map_entries(weights), lambda entry: F.struct(-entry["value"], entry["key"].alias("key")))
     return F.array_min(falling)["key"]
-
-
-def _length(vector: str) -> Column:
-    return F.sqrt(_sum(F.transform(vector, lambda x: x.cast("double") * x)))
-
-
-def _sum(numbers: Column) -> Column:
-    return F.aggregate(numbers, F.lit(0.0), lambda total, x: total + x)

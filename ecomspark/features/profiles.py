@@ -13,6 +13,8 @@ from datetime import date
 from itertools import pairwise
 from typing import Annotated, Literal
 
+import numpy as np
+import pyarrow as pa
 from pydantic import Field, field_validator
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -21,12 +23,14 @@ from ecomspark import schemas
 from ecomspark.config import Section, setting
 from ecomspark.features.digests import digest_of
 from ecomspark.features.sessions import Kind, TimeZone, local_date
+from ecomspark.features.vectors import as_vectors, by_group, matrix_of, starts_of, units
 from ecomspark.schemas import PROFILES
 
 _MICROS_A_DAY = 86_400_000_000
 _WHOLE = 1_000_000_000
 _MILLION = 1_000_000
 _DECIMALS = 6
+_NOTHING = 1e-9  # a sum of directions so short is what rounding left of none
 _LONGEST_SECONDS = 86_400  # that are believed of one interaction: a page left open over the weekend is not read
 _KEY = ("shopper_id", "as_of_date")
 
@@ -98,12 +102,6 @@ def without_bots(
     return interactions.join(spans, on=is_in, how="left_anti")
 
 
-def with_lengths(vectors: DataFrame) -> DataFrame:
-    """(item_id, vector, length) of items' vectors; one of zeros says nothing and is left out."""
-    length = F.sqrt(F.aggregate("vector", F.lit(0.0), lambda total, x: total + x.cast("double") * x.cast("double")))
-    return vectors.select("item_id", "vector", length.alias("length")).where("length > 0")
-
-
 def profiles_of(
     interactions: DataFrame,
     items: DataFrame,
@@ -114,7 +112,7 @@ def profiles_of(
     """One profile a shopper: all columns of `profiles` but as_of_date, settings_digest and changed_by.
 
     `interactions`: rows of `interactions` under the ids that stay, with `own_id`, the id that each was logged under;
-    nothing later than the profile's day (see `until_day`). `vectors`: see `with_lengths`; None: no encoder is asked.
+    nothing later than the profile's day (see `until_day`). `vectors`: (item_id, vector); None: no encoder is asked.
     An interaction with an item that `items` lacks counts, but in no category, brand or vector.
     """
     currencies = _currencies(interactions)
@@ -327,21 +325,19 @@ def _interests(categories: DataFrame, brands: DataFrame, count: int) -> DataFram
 def _vectors(by_item: DataFrame, vectors: DataFrame) -> DataFrame:
     """(shopper_id, vector): the weighted mean of the directions of a shopper's items, of unit length, six places.
 
-    Summed in the order of item_id, so that it comes out the same wherever the rows lay. None where they cancel out.
+    Summed in the order of item_id, so that it comes out the same wherever the rows lay. A vector of zeros has no
+    direction and counts for nothing; a shopper whose vectors cancel out has none.
     """
-    part = F.struct("item_id", (F.col("_weight") / _WHOLE / F.col("length")).alias("weight"), "vector")
-    gathered = by_item.join(vectors, on="item_id", how="inner").groupBy("shopper_id")
-    parts = gathered.agg(F.array_sort(F.collect_list(part)).alias("_parts"))
-    nothing = F.array_repeat(F.lit(0.0), F.size(F.col("_parts")[0]["vector"]))
-    total = F.aggregate(
-        "_parts",
-        nothing,
-        lambda total, item: F.zip_with(total, item["vector"], lambda t, x: t + x.cast("double") * item["weight"]),
-    )
-    length = F.sqrt(F.aggregate("_total", F.lit(0.0), lambda squares, x: squares + x * x))
-    # The length stands beside each number: within a lambda it would be made anew for each.
-    unit = F.zip_with(
-        "_total", F.array_repeat("_length", F.size("_total")), lambda x, of: F.round(x / of, _DECIMALS).cast("float")
-    )
-    summed = parts.withColumn("_total", total).withColumn("_length", length)
-    return summed.where("_length > 1e-9").select("shopper_id", unit.alias("vector"))
+    read = by_item.join(vectors, on="item_id", how="inner").select("shopper_id", "item_id", "_weight", "vector")
+    return by_group(read, "shopper_id", [F.col("item_id")], _unit_means, "shopper_id string, vector array<float>")
+
+
+def _unit_means(rows: pa.Table) -> pa.RecordBatch:
+    weighted = units(matrix_of(rows["vector"])) * (rows["_weight"].to_numpy() / _WHOLE)[:, None]
+    starts = starts_of(rows["shopper_id"])
+    sums = np.add.reduceat(weighted, starts, axis=0)
+    length = np.linalg.norm(sums, axis=1)
+    is_some = length > _NOTHING
+    means = np.round(sums[is_some] / length[is_some, None], _DECIMALS).astype(np.float32)
+    of = rows["shopper_id"].take(pa.array(starts[is_some])).combine_chunks()
+    return pa.RecordBatch.from_arrays([of, as_vectors(means)], names=["shopper_id", "vector"])

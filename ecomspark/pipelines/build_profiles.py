@@ -25,7 +25,6 @@ from ecomspark.features.profiles import (
     settled_date,
     standing_profiles,
     until_day,
-    with_lengths,
     with_sequence_states,
     without_bots,
 )
@@ -302,8 +301,7 @@ def _made(current: Run, allowed: DataFrame, as_of: date, config: Config, encoder
         scorer_digest = encoder.scorer_digest
         texts = tables.read_memory(current.warehouse, TEXTS)
         embeddings = tables.read_memory(current.warehouse, EMBEDDINGS)
-        of_items = item_vectors(items, texts, embeddings, encoder.card.recipe.digest, scorer_digest)
-        vectors = with_lengths(of_items)
+        vectors = item_vectors(items, texts, embeddings, encoder.card.recipe.digest, scorer_digest)
     made = profiles_of(history, items, vectors, scorer_digest, config.rules)
     if config.has_sequence_state:
         states = tables.read_memory(current.warehouse, SEQUENCE_STATES)

@@ -26,7 +26,7 @@ from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ContractError
 from ecomspark.features.chances import at_cuts, last_of_shopper, logit, session_features, shopper_features
 from ecomspark.features.consents import consenting
-from ecomspark.features.drift import drift, session_vectors
+from ecomspark.features.drift import drift
 from ecomspark.features.histories import bought, end_of, events_until, histories, told_by
 from ecomspark.features.ranking import expected_gain
 from ecomspark.features.sessions import TimeZone
@@ -537,6 +537,6 @@ def _drift(current: Run, config: Config, encoder: Encoder | None, events: DataFr
         )
     texts, embeddings = (tables.read_memory(current.warehouse, table) for table in (TEXTS, EMBEDDINGS))
     vectors = item_vectors(current.read(ITEMS), texts, embeddings, encoder.recipe_digest, encoder.scorer_digest)
-    sessions = session_vectors(events.where(F.col("kind").isin(*config.kinds)), vectors)
+    read = events.where(F.col("kind").isin(*config.kinds))
     quantile = float(stats.t.ppf(0.975, config.sessions_for_drift - 1))
-    return drift(sessions, config.sessions_for_drift, config.half_life_days, quantile)
+    return drift(read, vectors, config.sessions_for_drift, config.half_life_days, quantile)

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from ecomspark.features.drift import drift, session_vectors
+from ecomspark.features.drift import drift
 
 NOW, LAST, HALF_LIFE = datetime(2026, 3, 1, tzinfo=UTC), 5, 30.0
 QUANTILE = float(stats.t.ppf(0.975, LAST - 1))
@@ -40,10 +40,24 @@ def test_spark_says_what_the_formula_says_and_nothing_of_few_sessions(spark: Any
         ]
         wanted[name] = reference(vectors[:LAST], vectors[LAST:], 0.5 ** ((ages[LAST:] - ages[0]) / HALF_LIFE))
     rows += [("flat", f"flat{n}", NOW - timedelta(days=n), [0.0, 0.0, 0.0]) for n in range(9)]
-    sessions = spark.createDataFrame(
-        rows, "shopper_id string, session_id string, session_started_at timestamp, vector array<double>"
+    # A session is two things: one done three times, which lies off by so much, and one that balances it.
+    off = np.array([0.3, -0.2, 0.1])
+    done = [
+        (shopper, session, at, f"{session}-{item}")
+        for shopper, session, at, _ in rows
+        for item in ("thrice", "thrice", "thrice", "once", "unknown")
+    ]
+    events = spark.createDataFrame(
+        done, "shopper_id string, session_id string, session_started_at timestamp, item_id string"
     )
-    found = {row["shopper_id"]: row for row in drift(sessions.repartition(3), LAST, HALF_LIFE, QUANTILE).collect()}
+    of_items = [
+        (f"{session}-{item}", (np.array(vector) + by * off * (shopper != "flat")).tolist())
+        for shopper, session, _, vector in rows
+        for item, by in (("thrice", 1), ("once", -3))
+    ]
+    vectors = spark.createDataFrame(of_items, "item_id string, vector array<double>")
+    told = drift(events.repartition(3), vectors, LAST, HALF_LIFE, QUANTILE)
+    found = {row["shopper_id"]: row for row in told.collect()}
     assert set(found) == {"moved", "stayed"}, "seven sessions are too few, and vectors of no length have no direction"
     for name, row in found.items():
         at, error = wanted[name]
@@ -51,14 +65,6 @@ def test_spark_says_what_the_formula_says_and_nothing_of_few_sessions(spark: Any
         assert row["drift_low"] == pytest.approx(max(0, at - QUANTILE * error), abs=2e-5)
         assert row["drift_high"] == pytest.approx(min(2, at + QUANTILE * error), abs=2e-5)
     assert found["stayed"]["drift_low"] == 0 < found["moved"]["drift_low"]
-
-    events = spark.createDataFrame(
-        [("ann", "s", NOW, NOW, "1", "x"), ("ann", "s", NOW, NOW, "2", "y"), ("ann", "s", NOW, NOW, "3", "none")],
-        "shopper_id string, session_id string, session_started_at timestamp, occurred_at timestamp, interaction_id string, item_id string",
-    )  # fmt: skip
-    items = spark.createDataFrame([("x", [1.0, 0.0]), ("y", [0.0, 1.0])], "item_id string, vector array<float>")
-    [row] = session_vectors(events, items).collect()
-    assert row["vector"] == [0.5, 0.5], "an item without a vector does not count"
 
 
 @pytest.mark.parametrize(("earlier", "noise", "shift"), [(5, 0.5, 0.8), (5, 0.5, 0.0), (20, 0.7, 0.8)])
