@@ -15,10 +15,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 from packaging.requirements import Requirement
@@ -26,6 +26,8 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from ecomspark import config, launch, preflight, tables
+from ecomspark.chances import FILE as CHANCES
+from ecomspark.chances import open_chances
 from ecomspark.config import Settings
 from ecomspark.errors import PUBLISHED, CheckpointError, ConfigError, ContractError, EcomsparkError, way
 from ecomspark.findings import (
@@ -42,10 +44,11 @@ from ecomspark.findings import (
     writers,
 )
 from ecomspark.models.checkpoint import WEIGHTS, open_checkpoint
+from ecomspark.pseudonyms import Shoppers, read_key, readable_by_all
 from ecomspark.schemas import TABLES, Table
 from ecomspark.tables import Warehouse
 
-Kind = Literal["cross_encoder", "encoder"]
+Kind = Literal["cross_encoder", "encoder", "sequence", "chances"]
 
 # The checks that need a session, in the order in which they are told.
 ON_SPARK = (
@@ -54,13 +57,17 @@ ON_SPARK = (
 )  # fmt: skip
 
 _DISK = 1 * preflight.GIB  # what `make demo` asks for; Spark's shuffles and a checkpoint that is trained take the most
-_KINDS: dict[str, Kind] = {"checkpoint": "cross_encoder", "encoder": "encoder", "base": "encoder"}
+# What a key names, by its place or, where it is the same in every job, by itself.
+_KINDS: dict[str, Kind] = {
+    "score_next_items.checkpoint": "sequence", "checkpoint": "cross_encoder", "teacher": "cross_encoder",
+    "encoder": "encoder", "embedding.encoder": "encoder", "base": "encoder", "chances": "chances",
+}  # fmt: skip
 _TOLD = ("pyspark", "delta-spark", "pandas", "pyarrow", "torch", "transformers")
 
 
 @dataclass(frozen=True)
 class Named:
-    """A checkpoint that a setting names. `made_by`: the job of the same file that makes it, if one does."""
+    """A checkpoint, or a set of chances, that a setting names. `made_by`: the job of the file that makes it, if any."""
 
     place: str
     name: str
@@ -117,6 +124,7 @@ def examine(path: Path, overrides: Sequence[str], pipelines: Mapping[str, Any]) 
     else:
         findings += not_tried("there is no Java that will do")
     findings += _tried("checkpoints", lambda: checkpoints(folder, named))
+    findings += _tried("keys", lambda: keys(settings))
     findings += _tried("models' disk", lambda: [disk("models' disk", folder)])
     if "://" not in shared.warehouse and not shared.warehouse.startswith("catalog:"):
         findings += _tried("warehouse's disk", lambda: [disk("warehouse's disk", Path(shared.warehouse))])
@@ -192,11 +200,12 @@ def read_settings(
 def named_checkpoints(settings: Mapping[str, Settings]) -> list[Named]:
     """Every checkpoint that the sections name as one to read."""
     made = {str(mine.name): job for job, mine in settings.items() if hasattr(mine, "name")}
+    keys = dict.fromkeys(key.removeprefix("score_next_items.") for key in _KINDS)
     return [
-        Named(f"{job}.{key}", name, kind, made.get(name, ""))
+        Named(f"{job}.{key}", name, _KINDS.get(f"{job}.{key}") or _KINDS[key], made.get(name, ""))
         for job, mine in settings.items()
-        for key, kind in _KINDS.items()
-        if (name := getattr(mine, key, None)) is not None
+        for key in keys
+        if (name := reduce(lambda part, of: getattr(part, of, None), key.split("."), cast(Any, mine))) is not None
     ]
 
 
@@ -213,7 +222,10 @@ def checkpoints(folder: Path, named: Sequence[Named]) -> list[Finding]:
         try:
             kinds: list[Kind | None] = [asked.kind for asked in users] or [None]
             for kind in kinds:
-                open_checkpoint(folder, name, kind)
+                if kind == "chances" or (kind is None and (folder / name / CHANCES).exists()):
+                    open_chances(folder, name)
+                else:
+                    open_checkpoint(folder, name, kind)
             good.append(name)
         except CheckpointError as error:
             level: Literal["advice", "fault"] = "fault" if users else "advice"
@@ -232,6 +244,22 @@ def checkpoints(folder: Path, named: Sequence[Named]) -> list[Finding]:
             findings.append(Finding("checkpoints", "fault", found, remedy, ContractError.status))
     whole = f"{len(good)} verified in {folder}: {', '.join(good)}" if good else f"none in {folder}, and none is needed"
     return findings or [Finding("checkpoints", "ok", whole)]
+
+
+def keys(settings: Mapping[str, Settings]) -> list[Finding]:
+    """The keys that make pseudonyms, of the jobs that import shoppers; no finding where none does. Raises ConfigError
+    when one cannot be read."""
+    shoppers = [getattr(mine, "shoppers", None) for mine in settings.values()]
+    named = [of for of in shoppers if isinstance(of, Shoppers)]
+    if not named:
+        return []
+    for of in named:
+        read_key(of.key_file)
+    files = {of.key_file: of.key_id for of in named}
+    if is_open := [path for path in files if readable_by_all(path)]:
+        found = f"{', '.join(map(str, is_open))}: every user of this host may read it"
+        return [Finding("keys", "advice", found, "`chmod 600` it")]
+    return [Finding("keys", "ok", ", ".join(f"{key_id} in {path}" for path, key_id in files.items()))]
 
 
 def disk(what: str, folder: Path, floor: int = _DISK) -> Finding:

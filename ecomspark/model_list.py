@@ -1,4 +1,5 @@
-"""`ecomspark models`: every checkpoint in the models folder, by its card, with its figures. Starts no Spark."""
+"""`ecomspark models`: every checkpoint in the models folder, by its card, with its figures, and every set of chances.
+Starts no Spark."""
 
 import json
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ecomspark import config, launch
+from ecomspark.chances import FILE as CHANCES
+from ecomspark.chances import open_chances
 from ecomspark.config import Settings
 from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.models.checkpoint import CARD, Card, DataType, open_checkpoint
@@ -77,6 +80,8 @@ def _listed(models_folder: Path, name: str, data_type: DataType | None, is_verif
     folder = models_folder / name
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     try:
+        if (folder / CHANCES).exists():
+            return _of_chances(models_folder, name, size)
         card = _card(folder)
         if is_verifying:
             open_checkpoint(models_folder, name)
@@ -99,6 +104,16 @@ def _listed(models_folder: Path, name: str, data_type: DataType | None, is_verif
         metrics=card.metrics,
         is_verified=is_verifying,
     )
+
+
+def _of_chances(models_folder: Path, name: str, size: int) -> Listed:
+    """A set of chances, always verified: it is one small file. Its figures are the AUCs of its models."""
+    found = open_chances(models_folder, name)
+    metrics = {kind: model.metrics["auc"] for kind, model in found.models.items() if "auc" in model.metrics}
+    return Listed(
+        name, size, kind="chances", scorer_digest=found.scorer_digest.hex(),
+        metrics={"after": {f"{kind} auc": value for kind, value in metrics.items()}}, is_verified=True,
+    )  # fmt: skip
 
 
 def _card(folder: Path) -> Card:

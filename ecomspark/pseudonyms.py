@@ -59,8 +59,12 @@ def read_key(path: Path) -> bytes:
 def check_key(shoppers: Shoppers) -> None:
     """See on the driver, before anything is read, that there is a key. Raises ConfigError (see `read_key`)."""
     read_key(shoppers.key_file)
-    if shoppers.key_file.stat().st_mode & _READABLE_BY_ALL:
+    if readable_by_all(shoppers.key_file):
         log.warning("shoppers.key_file: %s: every user of this host may read it; `chmod 600` it", shoppers.key_file)
+
+
+def readable_by_all(path: Path) -> bool:
+    return bool(path.stat().st_mode & _READABLE_BY_ALL)
 
 
 def faults_of(columns: Mapping[str, ColumnMap], ours: Sequence[str], shoppers: Shoppers | None) -> list[str]:

@@ -17,6 +17,7 @@ import yaml
 from conftest import ROOT
 
 from ecomspark import cli, doctor, launch, preflight, tables
+from ecomspark.chances import Chances, Linear, seal_chances
 from ecomspark.doctor import Named
 from ecomspark.errors import ConfigError
 from ecomspark.findings import Finding
@@ -30,6 +31,7 @@ OK, FAULT, ADVICE = (
     Finding("b", "fault", "y\nz", "mend it"),
     Finding("c", "advice", "x", "try"),
 )
+LINEAR = Linear(terms={"events": (1.0, 2.0, 0.5)}, bias=-1.0, points=[(-1.0, 0.1), (1.0, 0.6)], metrics={"auc": 0.7})
 OF_A_TABLE = Finding("tables", "fault", "x", "migrate it", 3)
 
 
@@ -145,12 +147,18 @@ def test_named_checkpoints_are_found_in_the_sections(tmp_path: Path) -> None:
         "finetune_cross_encoder": {"base": "base", "name": "relevance-1", "judgment_set": "ours"},
         "rank_candidates": {"checkpoint": "relevance-2"},
         "evaluate_rankings": {"judgment_set": "ours", "encoder": "base"},
+        "score_next_items": {"checkpoint": "next-1", "chances": "chances-1"},
+        "train_chances": {"name": "chances-1"},
+        "build_candidates": {"sources": ["bm25", "embedding"], "embedding": {"encoder": "base"}},
     }
     _, settings, _ = doctor.read_settings(settings_file(tmp_path, **sections), [], PIPELINES)
     assert set(doctor.named_checkpoints(settings)) == {
         Named("finetune_cross_encoder.base", "base", "encoder", "import_checkpoint"),
         Named("rank_candidates.checkpoint", "relevance-2", "cross_encoder"),
         Named("evaluate_rankings.encoder", "base", "encoder", "import_checkpoint"),
+        Named("score_next_items.checkpoint", "next-1", "sequence"),
+        Named("score_next_items.chances", "chances-1", "chances", "train_chances"),
+        Named("build_candidates.embedding.encoder", "base", "encoder", "import_checkpoint"),
     }
 
 
@@ -179,6 +187,38 @@ def test_checkpoints_are_verified_and_those_that_are_missing_named(tmp_path: Pat
     assert "making-abc: left by a run that died" in found[0].found
     assert "sha256 differs" in found[1].found
     assert levels(doctor.checkpoints(tmp_path / "models", []), "checkpoints") == ["advice", "advice"], "nobody uses it"
+
+
+def test_chances_are_verified_as_what_they_are(tmp_path: Path) -> None:
+    seal_chances(tmp_path, "next", Chances(days=30, models={"session_purchase": LINEAR}))
+    named = [Named("score_next_items.chances", "next", "chances", "")]
+    for users in ([], named):
+        assert [finding.level for finding in doctor.checkpoints(tmp_path, users)] == ["ok"]
+    (found,) = doctor.checkpoints(tmp_path, [Named("score_next_items.checkpoint", "next", "sequence", "")])
+    assert (found.level, "card.json" in found.found) == ("fault", True)
+    path = tmp_path / "next" / "chances.json"
+    path.write_text(path.read_text().replace('"days": 30', '"days": 31'))
+    (found,) = doctor.checkpoints(tmp_path, named)
+    assert (found.level, "its digest differs" in found.found) == ("fault", True)
+
+
+def test_a_key_is_read_before_a_run_would_and_its_bytes_are_told_nowhere(tmp_path: Path) -> None:
+    key = tmp_path / "shoppers.key"
+    log = {"format": "parquet", "path": "x"}
+    path = settings_file(
+        tmp_path, import_online_retail={"source": log, "shoppers": {"key_file": str(key), "key_id": "k1"}}
+    )
+    _, settings, _ = doctor.read_settings(path, [], PIPELINES)
+    (found,) = doctor._tried("keys", lambda: doctor.keys(settings))
+    assert (found.level, found.status, "openssl rand" in found.remedy) == ("fault", 2, True)
+    key.write_bytes(b"0123456789abcdef" * 2)
+    key.chmod(0o600)
+    (found,) = doctor.keys(settings)
+    assert (found.level, found.found) == ("ok", f"k1 in {key}")
+    key.chmod(0o644)
+    (found,) = doctor.keys(settings)
+    assert (found.level, "every user" in found.found, "0123" in found.found) == ("advice", True, False)
+    assert doctor.keys({}) == []
 
 
 def test_too_little_disk_is_told_where_a_folder_will_be(tmp_path: Path) -> None:

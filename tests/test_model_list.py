@@ -11,6 +11,7 @@ import tiny
 import yaml
 
 from ecomspark import cli, launch
+from ecomspark.chances import Chances, Linear, seal_chances
 from ecomspark.model_list import as_lines, listed
 from ecomspark.models.checkpoint import open_checkpoint
 
@@ -48,6 +49,18 @@ def test_every_card_is_a_line_with_its_figures(models: Path) -> None:
     assert len(lines) == 3
     assert lines[2].endswith("ours/default 1,200 pairs  ndcg@10 0.5000 to 0.7500, epoch 2")
     assert as_lines([], models)[0].startswith("no checkpoint in")
+
+
+def test_a_set_of_chances_is_a_line_too(models: Path) -> None:
+    linear = Linear(
+        terms={"events": (1.0, 2.0, 0.5)}, bias=-1.0, points=[(-1.0, 0.1), (1.0, 0.6)], metrics={"auc": 0.7}
+    )
+    made = seal_chances(models, "chances", Chances(days=30, models={"session_purchase": linear}))
+    _, found, _ = listed(models, {})
+    assert (found.name, found.kind, found.scorer_digest) == ("chances", "chances", made.scorer_digest.hex())
+    assert as_lines([found], models)[1].endswith("session_purchase auc 0.7000")
+    (models / "chances" / "chances.json").write_text("{}")
+    assert "chances.json: not to be trusted" in listed(models, {})[1].fault
 
 
 @pytest.mark.parametrize(
