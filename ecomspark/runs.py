@@ -29,6 +29,8 @@ from ecomspark.text import settings_digest
 log = logging.getLogger("ecomspark")
 
 _PROGRESS_SECONDS = 5.0
+# Of all of a run's model stages together, as `Run.spent` keeps them: what one stage adds to them says nothing.
+_RATES = ("tokens_per_second", "peak_memory_mib", "seconds_a_million")
 _SOURCE = "source"
 # What Spark and Delta say when files or a log of a version are no more.
 _GONE = ("FILE_NOT_EXIST", "DELTA_FILE_NOT_FOUND", "DELTA_LOG_FILE_NOT_FOUND", "DELTA_VERSION", "DELTA_CANNOT_RECREATE",
@@ -223,7 +225,11 @@ class Run:
             watcher.join()
         took = time.monotonic() - start
         self.seconds[name] = round(self.seconds.get(name, 0.0) + took, 3)
-        counted = [f"{n - before.get(what, 0):,} {what}" for what, n in self.rows.items() if n != before.get(what, 0)]
+        counted = [
+            f"{n if what in _RATES else n - before.get(what, 0):,} {what}"
+            for what, n in self.rows.items()
+            if n != before.get(what, 0)
+        ]
         log.info("%s: %s%.1f s", place, "".join(f"{part}, " for part in counted).replace("_", " "), took)
 
     def summary(self) -> Summary:
