@@ -38,7 +38,7 @@ $(VENV)/ready: $(VENV)/python pyproject.toml conf/spark-local.conf
 	  || { tail -n 20 $(VENV)/jars.log >&2; echo "Delta's jars could not be fetched: is Maven Central in reach?" >&2; exit 1; }
 	@touch $@
 
-demo: $(VENV)/ready ## import, fine-tune, score, rank and judge the sample shop, and show what came out
+demo: $(VENV)/ready ## import, fine-tune, score, rank and judge the sample shop, get to know its shoppers, and show what came out
 	@$(PYTHON) ecomspark/preflight.py --memory $(MEMORY_GIB) --disk 1
 	@$(BIN)/ecomspark demo $(ARGS)
 
@@ -54,7 +54,7 @@ faults: $(VENV)/ready ## try every fault in full, hours in the background: make 
 bench: $(VENV)/ready ## measure the scoring engine beside its peers, 25 minutes: make bench OUT=bench.json
 	@$(BIN)/python tests/benchmarks/engine.py --out $(OUT) $(ARGS)
 
-figures: $(VENV)/ready ## measure fine-tuning on ../shared/data, hours in the background: make figures OUT=figures.json [ONLY="recipe full same chinese shoppers"]
+figures: $(VENV)/ready ## measure fine-tuning, retrieval and what is said of shoppers on ../shared/data, hours in the background: make figures OUT=figures.json [ONLY="recipe full same chinese shoppers"]
 	@$(BIN)/python tests/benchmarks/make_figures.py --out $(OUT) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 gpu: $(VENV)/ready ## measure the model side alone on this machine's GPU: make gpu OUT=gpu.json

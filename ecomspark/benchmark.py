@@ -1,4 +1,4 @@
-"""`ecomspark benchmark`: every job that a settings file has a section for, in one session; then the figures."""
+"""`ecomspark benchmark`: the jobs of relevance that a settings file has sections for, one session; the figures."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,8 @@ from ecomspark.tables import Warehouse
 JOBS = (
     "import_online_retail", "import_items", "import_queries", "import_judgments", "import_interactions",
     "import_checkpoint", "build_texts", "import_splits", "pretrain_encoder", "finetune_cross_encoder",
-    "build_candidates", "score_candidates", "rank_candidates", "evaluate_rankings",
+    "finetune_embedder", "embed_texts", "build_candidates", "score_candidates", "rank_candidates", "evaluate_rankings",
+    "evaluate_retrieval",
 )  # fmt: skip
 
 _RANKERS = ("final", "model", "bm25", "cosine", "chance", "published")

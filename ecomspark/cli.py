@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     planned = commands.add_parser(
         "plan",
         help="say what a run of a job would do now",
-        description="Say what a run would score or rank again, why, and what it would take. Nothing is published.",
+        description="Say what a run would do now, why where that is known, and what it would take; publish nothing.",
     )
     planned.add_argument("job", choices=launch.jobs(), metavar="JOB", help="one that has a plan; `run JOB` of any")
     launch.add_plan_arguments(planned)
@@ -99,14 +99,14 @@ def main(arguments: list[str] | None = None) -> int:
     launch.add_plan_arguments(two)
     two.add_argument("--json", action="store_true", dest="as_json", help="one JSON object instead of a table")
 
-    show = commands.add_parser("demo", help="run every job on the sample shop and show what came out")
+    show = commands.add_parser("demo", help="run the main jobs on the sample shop and show what came out")
     show.add_argument("--conf", type=Path, default=Path("conf/demo.yaml"), metavar="FILE", help="settings")
     show.add_argument("--run-id", default="demo", metavar="ID", help="names the runs; give another to run them anew")
     show.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for run")
 
     whole = commands.add_parser(
         "benchmark",
-        help="run every job that a settings file has a section for, and print the figures",
+        help="run the jobs of relevance that a settings file has a section for, and print the figures",
         description="Run the jobs of a settings file in one Spark session, in the order in which they need each other, "
         "and print the figures of evaluate_rankings. Given again with the same run_id, it goes on where it ended.",
     )

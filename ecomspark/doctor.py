@@ -62,6 +62,15 @@ _KINDS: dict[str, Kind] = {
     "score_next_items.checkpoint": "sequence", "checkpoint": "cross_encoder", "teacher": "cross_encoder",
     "encoder": "encoder", "embedding.encoder": "encoder", "base": "encoder", "chances": "chances",
 }  # fmt: skip
+# What must be the same in each of these jobs.
+_ALIKE = {
+    "purpose": ("build_sessions", "finetune_sequence", "train_chances", "score_next_items", "build_profiles",
+                "personalise_rankings", "withdraw_consents"),
+    "time_zone": ("build_sessions", "train_chances", "score_next_items", "build_profiles"),
+    "gap_minutes": ("build_sessions", "train_chances", "score_next_items", "build_profiles"),
+    "price_bands": ("build_profiles", "personalise_rankings"),
+    "encoder": ("embed_texts", "build_profiles", "personalise_rankings"),
+}  # fmt: skip
 _TOLD = ("pyspark", "delta-spark", "pandas", "pyarrow", "torch", "transformers")
 
 
@@ -118,6 +127,7 @@ def examine(path: Path, overrides: Sequence[str], pipelines: Mapping[str, Any]) 
     findings = [*machine, *faults]
     if shared is None:
         return [*findings, *not_tried("the settings have faults")]
+    findings += in_step_with_each_other(settings)
     named, folder = named_checkpoints(settings), shared.models_folder
     if machine[0].level == "ok":
         findings += _on_spark(shared, settings, free, _weights(folder, named))
@@ -195,6 +205,19 @@ def read_settings(
     if not sections:
         return shared, settings, [Finding("settings", "advice", f"{path}: no job has a section", remedy)]
     return shared, settings, [Finding("settings", "ok", f"{path}: {len(sections)} jobs, no fault")]
+
+
+def in_step_with_each_other(settings: Mapping[str, Settings]) -> list[Finding]:
+    """Keys that jobs on shoppers share and that their sections give several values; no finding where all agree."""
+    findings = []
+    for key, jobs in _ALIKE.items():
+        of_jobs = {job: getattr(settings[job], key) for job in jobs if job in settings}
+        if len({str(value) for value in of_jobs.values()}) > 1:
+            found = f"{key}: " + ", ".join(f"{job} has {value}" for job, value in of_jobs.items())
+            findings.append(
+                Finding("settings", "advice", found, "give all of them the same: one reads what another made")
+            )
+    return findings
 
 
 def named_checkpoints(settings: Mapping[str, Settings]) -> list[Named]:

@@ -141,6 +141,27 @@ def test_sections_are_read_by_their_jobs_and_all_faults_told_once(tmp_path: Path
     assert doctor.read_settings(tmp_path / "none.yaml", [], PIPELINES)[2][0].level == "fault"
 
 
+def test_jobs_on_shoppers_that_disagree_are_told(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "build_sessions": {"time_zone": "Europe/London"}, "build_profiles": {"time_zone": "UTC", "encoder": "base"},
+        "embed_texts": {"encoder": "base"}, "score_next_items": {"checkpoint": "next", "time_zone": "Europe/London"},
+    }  # fmt: skip
+    _, settings, _ = doctor.read_settings(settings_file(tmp_path, **sections), [], PIPELINES)
+    (found,) = doctor.in_step_with_each_other(settings)
+    assert found.level == "advice"
+    assert found.found == (
+        "time_zone: build_sessions has Europe/London, score_next_items has Europe/London, build_profiles has UTC"
+    )
+    sections["build_profiles"]["time_zone"] = "Europe/London"
+    _, settings, _ = doctor.read_settings(settings_file(tmp_path, **sections), [], PIPELINES)
+    assert doctor.in_step_with_each_other(settings) == []
+
+
+def test_every_key_that_must_agree_is_one_of_each_job() -> None:
+    for key, jobs in doctor._ALIKE.items():
+        assert all(key in PIPELINES[job].Config.model_fields for job in jobs), key
+
+
 def test_named_checkpoints_are_found_in_the_sections(tmp_path: Path) -> None:
     sections = {
         "import_checkpoint": {"source": "x", "name": "base"},

@@ -124,6 +124,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
         settings_digest=settings_digest,
         as_of=as_of,
         leases=config.leases,
+        plan=config.plan,
     ) as current:
         if not current.is_replayed:
             with current.stage("split"):

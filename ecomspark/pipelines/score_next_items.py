@@ -23,7 +23,7 @@ from scipy import stats
 from ecomspark import parts, tables
 from ecomspark.chances import Chances, open_chances
 from ecomspark.config import Name, Settings, setting
-from ecomspark.errors import ContractError
+from ecomspark.errors import ConfigError, ContractError
 from ecomspark.features.chances import at_cuts, last_of_shopper, logit, session_features, shopper_features
 from ecomspark.features.consents import consenting
 from ecomspark.features.drift import drift
@@ -150,7 +150,7 @@ class Encoder:
 
 
 def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = None) -> Summary:
-    checkpoint = open_checkpoint(config.models_folder, config.checkpoint, "sequence")
+    checkpoint = _checkpoint(config)
     scorer = SequenceAt(str(checkpoint.folder.resolve()), checkpoint.scorer_digest)
     return run_with(spark, config, run_id, model_of(checkpoint), scorer, as_of)
 
@@ -187,8 +187,20 @@ def run_with(
 
 def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan:
     """What `run` would do now, by the same search; no model is loaded."""
-    checkpoint = open_checkpoint(config.models_folder, config.checkpoint, "sequence")
+    checkpoint = _checkpoint(config)
     return plan_with(spark, config, model_of(checkpoint), as_of)
+
+
+def _checkpoint(config: Config) -> Checkpoint:
+    """Raises ConfigError when it was trained on other histories than it shall read: its confidence would not hold."""
+    checkpoint = open_checkpoint(config.models_folder, config.checkpoint, "sequence")
+    trained_on = checkpoint.card.settings.get("of", config.of)
+    if trained_on != config.of:
+        raise ConfigError(
+            f"{JOB}.of: expected {trained_on}, which {config.checkpoint} was trained on, found {config.of}; "
+            f"set it so, or train another with finetune_sequence.of: {config.of}"
+        )
+    return checkpoint
 
 
 def plan_with(spark: SparkSession, config: Config, model: Model, as_of: date | None = None) -> Plan:

@@ -67,6 +67,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
         settings_digest=config.deciding_digest(),
         as_of=as_of,
         leases=config.leases,
+        plan=config.plan,
     ) as current:
         if not current.is_replayed:
             training = _training_digest(current, config)

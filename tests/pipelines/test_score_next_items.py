@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 from behaviour import Behaviour, day
@@ -14,9 +15,11 @@ from pydantic import ValidationError
 
 from ecomspark import tables, text
 from ecomspark.chances import Chances, Linear, seal_chances
-from ecomspark.errors import CheckpointError, ContractError
+from ecomspark.errors import CheckpointError, ConfigError, ContractError
 from ecomspark.metrics import expected_gain
 from ecomspark.models.checkpoint import Card, adopt, open_checkpoint
+from ecomspark.models.finetune_sequence import Plan, fine_tune
+from ecomspark.models.sequence_options import SequenceTraining
 from ecomspark.pipelines import score_next_items
 from ecomspark.pipelines.score_next_items import Config, Model
 from ecomspark.schemas import EMBEDDINGS, NEXT_ITEMS, OUTLOOKS, SEQUENCE_STATES, TEXTS
@@ -204,3 +207,16 @@ def test_what_is_not_there_is_said_before_anything_is_made(spark: Any, nights: N
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Config(**{"warehouse": "w", "checkpoint": "fake", **changes})
+
+
+def test_a_model_of_sessions_reads_no_whole_histories(tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        {"sequence_id": list("1234"), "item_ids": [["a", "b"]] * 4, "side": ["train", "validation"] * 2}
+    )
+    card = Card(kind="sequence", base="none", settings={"of": "sessions"})
+    training = SequenceTraining(architecture="linear", width=2)
+    fine_tune(Plan(models_folder=tmp_path, name="next", card=card, training=training), rows, None, lambda said: None)
+    config = Config(warehouse="w", models_folder=tmp_path, checkpoint="next")
+    with pytest.raises(ConfigError, match="of: expected sessions, which next was trained on, found shoppers"):
+        score_next_items._checkpoint(config)
+    assert score_next_items._checkpoint(config.model_copy(update={"of": "sessions"})).name == "next"
