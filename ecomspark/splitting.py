@@ -45,10 +45,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of the named split that may be used, and the version of `splits` that they are read at."""
+    """The rows of the named split that may be used, and the version of `splits` that they are read at. `dropped`:
+    (query_id) of the queries that may not be learnt from, because they nearly equal one of a stricter side."""
 
     rows: DataFrame
     read: dict[str, Snapshot | None]
+    dropped: DataFrame
 
 
 def split_queries(current: Run, wanted: Wanted, embedder: EmbedderAt) -> Split:
@@ -66,10 +68,10 @@ def split_queries(current: Run, wanted: Wanted, embedder: EmbedderAt) -> Split:
     current.commit(tables.publish(current.warehouse, change, current.author))
     newest = tables.snapshot(current.warehouse, SPLITS)
     rows = tables.read(current.warehouse, SPLITS, newest).where(F.col("split") == wanted.split)
+    dropped = current.warehouse.spark.createDataFrame([(query,) for query in leaking], "query_id binary")
     if leaking:
-        dropped = current.warehouse.spark.createDataFrame([(query,) for query in leaking], "query_id binary")
         rows = rows.join(F.broadcast(dropped), on="query_id", how="left_anti")
-    return Split(rows, {SPLITS.name: newest})
+    return Split(rows, {SPLITS.name: newest}, dropped)
 
 
 def _queries(current: Run, wanted: Wanted) -> pd.DataFrame:

@@ -87,6 +87,8 @@ class EmbedderTraining(Section):
     def _fits(self) -> "EmbedderTraining":
         if "margin" in self.losses and not (self.teacher and self.hard_negatives.per_pair):
             raise ValueError("losses: margin needs a teacher, and hard_negatives.per_pair above 0")
+        if set(self.losses) == {"margin"} and self.hard_negatives.from_epoch > 0:
+            raise ValueError("losses: margin alone teaches nothing before hard_negatives.from_epoch: set that to 0")
         if self.teacher and not self.hard_negatives.per_pair:
             raise ValueError("teacher: it is asked of hard negatives only, and hard_negatives.per_pair is 0")
         if self.dimensions is not None and self.dimensions not in self.sizes:

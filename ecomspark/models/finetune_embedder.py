@@ -7,6 +7,7 @@ reads FOLDER/plan.json and FOLDER/examples.parquet, writes the checkpoint, and p
 """
 
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -66,8 +67,8 @@ class Plan(BaseModel):
 def fine_tune(plan: Plan, examples: pd.DataFrame, report: Report) -> Checkpoint:
     """Train, keep the state that finds most of the validation pairs, and seal the checkpoint.
 
-    `examples`: role (query or passage), anchor_text, passage_text, is_relevant, and side: train, validation (no anchor
-    on both), or catalogue: an item that anchors are asked among, with nothing but passage_text. Pairs that are not
+    `examples`: role (query or passage), anchor_text, passage_text, is_relevant, and side: train, validation, or
+    catalogue: an item that anchors are asked among, with nothing but passage_text. Pairs that are not
     relevant only make their item one of the catalogue. Raises CheckpointError when the base, the teacher or the outcome
     does not verify, ValueError when a side has no relevant pair, or a size is beyond the encoder's.
     """
@@ -118,8 +119,10 @@ def encoder_of(base: Checkpoint, card: Card) -> SentenceTransformer:
 class Corpus:
     """The distinct texts of a training, each behind the prefix of its role and tokenised once: a text is a number.
 
-    `anchors`, `positives`: of the training pairs, in one order whatever the order given. `known`: what belongs to a
-    training anchor; `wanted`: to a validation anchor. `pool`: the items that anchors are asked among.
+    `anchors`, `positives`: of the training pairs, in one order whatever the order given; `is_asked`: whether the anchor
+    is a query, of which a teacher knows what to say. `wanted`: what belongs to a validation anchor. `known`: what is no
+    negative of an anchor: what belongs to it on either side, for an item may be an anchor on both, and its own text.
+    `pool`: the items that anchors are asked among.
     """
 
     def __init__(
@@ -143,7 +146,10 @@ class Corpus:
         self.plain |= dict(zip(texts.rows[2 * len(pairs) :].tolist(), items, strict=True))  # as a teacher reads them
         is_train = (pairs["side"] == "train").to_numpy()
         self.anchors, self.positives = of_anchor[is_train], of_passage[is_train]
-        self.known = _by_anchor(self.anchors, self.positives)
+        self.is_asked = (pairs["role"] == "query").to_numpy()[is_train]
+        self.known = _by_anchor(of_anchor, of_passage)
+        for anchor, belongs in self.known.items():
+            belongs.add(anchor)
         self.wanted = _by_anchor(of_anchor[~is_train], of_passage[~is_train])
         drawn = np.random.default_rng(settings.seed).permutation(texts.rows[2 * len(pairs) :])[: settings.max_items]
         self.pool = np.unique(np.concatenate([drawn, of_passage[~is_train]]))
@@ -193,15 +199,17 @@ class Vectors:
 
 
 def recall(corpus: Corpus, vectors: Vectors, places: int) -> float:
-    """Share of a validation anchor's items that are among the nearest `places` of the pool, mean over the anchors."""
+    """Share of a validation anchor's items that are among the nearest `places` of the pool, mean over the anchors. What
+    is known of an anchor from training, and its own text, take no place."""
     anchors, of_pool = np.array(sorted(corpus.wanted)), vectors.of(corpus.pool)
-    found = []
+    found, place_of = [], {text: place for place, text in enumerate(corpus.pool.tolist())}
     for start in range(0, len(anchors), _BLOCK):
         block = anchors[start : start + _BLOCK]
-        nearest = np.argsort(-(vectors.of(block) @ of_pool.T), axis=1, kind="stable")[:, :places]
-        for anchor, near in zip(block.tolist(), nearest, strict=True):
+        for anchor, near in zip(block.tolist(), vectors.of(block) @ of_pool.T, strict=True):
             wanted = corpus.wanted[anchor]
-            found.append(len(wanted.intersection(corpus.pool[near].tolist())) / len(wanted))
+            near[[place_of[text] for text in corpus.known[anchor] - wanted if text in place_of]] = -np.inf
+            nearest = np.argsort(-near, kind="stable")[:places]
+            found.append(len(wanted.intersection(corpus.pool[nearest].tolist())) / len(wanted))
     return float(np.mean(found))
 
 
@@ -252,13 +260,15 @@ class Pairs:
         drawn = settings.per_pair * (2 if self._teacher else 1)  # the teacher takes some out
         found, counts = mined(corpus, self._vectors, settings, drawn, draw)
         chosen = np.empty((len(self), settings.per_pair), dtype=np.int64)
-        if self._teacher:
-            self._ask(list(zip(corpus.anchors.tolist(), corpus.positives.tolist(), strict=True)))
-            self._ask([(a, p) for a, of in zip(corpus.anchors.tolist(), found, strict=True) for p in of])
+        # What is bought together need not be alike: of items as anchors a teacher of relevance has nothing to say.
+        is_asked = corpus.is_asked if self._teacher else np.zeros(len(self), dtype=bool)
+        of_queries = np.flatnonzero(is_asked).tolist()
+        self._ask([(int(corpus.anchors[row]), int(corpus.positives[row])) for row in of_queries])
+        self._ask([(int(corpus.anchors[row]), passage) for row in of_queries for passage in found[row]])
         left_out = filled = 0
         for row, (anchor, positive) in enumerate(zip(corpus.anchors.tolist(), corpus.positives.tolist(), strict=True)):
             left = found[row]
-            if self._teacher:
+            if is_asked[row]:
                 bound = settings.max_share_of_positive * self._said[anchor, positive]
                 left = [passage for passage in left if self._said[anchor, passage] < bound]
                 left_out += len(found[row]) - len(left)
@@ -272,8 +282,7 @@ class Pairs:
                     raise ValueError("hard_negatives: an anchor to which every item belongs has none")
             chosen[row] = left
         self._negatives = chosen
-        if self._teacher:
-            self._ask([(a, p) for a, of in zip(corpus.anchors.tolist(), chosen.tolist(), strict=True) for p in of])
+        self._ask([(int(corpus.anchors[row]), passage) for row in of_queries for passage in chosen[row].tolist()])
         self._report({"step": "negatives", **counts, "left_out_by_the_teacher": left_out, "drawn_at_random": filled})
 
     def _ask(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -300,8 +309,11 @@ class Pairs:
             self.token_count += tokens
             self.padding_count += inputs["input_ids"].numel() - tokens
         if "margin" in self._settings.losses and negatives.shape[1]:
-            of = zip(anchors.tolist(), positives.tolist(), negatives.tolist(), strict=True)
-            margins = [[self._said[a, p] - self._said[a, other] for other in others] for a, p, others in of]
+            of = zip(self._corpus.is_asked[at], anchors.tolist(), positives.tolist(), negatives.tolist(), strict=True)
+            margins = [
+                [self._said[a, p] - self._said[a, other] if is_asked else math.nan for other in others]
+                for is_asked, a, p, others in of
+            ]
             made["label"] = torch.tensor(margins, dtype=torch.float32)
         return made
 
@@ -393,11 +405,14 @@ class Together(torch.nn.Module):
 
     def forward(self, features: Sequence[dict[str, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
         embeddings = embed_columns(self.model, features)
-        loss = embeddings[0].new_zeros(())
+        loss = embeddings[0].sum() * 0.0
         if weight := self._weights.get("ranking"):
             loss = loss + weight * self._ranking.compute_loss_from_embeddings(embeddings, labels)
         if (weight := self._weights.get("margin")) and labels is not None:  # before from_epoch there is none
-            loss = loss + weight * self._margin.compute_loss_from_embeddings(embeddings, labels)
+            is_asked = ~labels.isnan().any(dim=1)
+            if is_asked.any():
+                of_queries = [of[is_asked] for of in embeddings]
+                loss = loss + weight * self._margin.compute_loss_from_embeddings(of_queries, labels[is_asked])
         return loss
 
 

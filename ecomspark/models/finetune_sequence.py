@@ -171,7 +171,8 @@ def linear(train: list[NDArray[np.int64]], sizes: Sizes, shrinkage: float) -> ND
     ids[np.arange(lengths.max())[None, :] < lengths[:, None]] = np.concatenate(cut)
     held = weighed(ids, lengths, sizes.item_count, sizes.half_life_items)
     together = (held.T @ held).toarray()
-    ridge = shrinkage * float(np.median(np.diag(together)))
+    seen = np.diag(together)[np.diag(together) > 0]  # others stand in validation sequences only
+    ridge = shrinkage * float(np.median(seen))
     known = min(sizes.width, sizes.item_count)
     values, vectors = eigh(together, subset_by_index=[sizes.item_count - known, sizes.item_count - 1])
     values = np.maximum(values[::-1], 0.0)
@@ -261,8 +262,8 @@ class Learner:
         )
         vectors, bias = self._vectors(numbers)
         of_read, of_own, of_negatives, of_firsts = places.split([read.size, len(own), len(drawn), len(firsts)])
-        if network.text is None:  # so that [unknown] is learnt, too
-            of_read = of_read.masked_fill(torch.rand(of_read.shape) < _UNKNOWN_SHARE, len(numbers))
+        # So that [unknown] is learnt, too: with texts it stands for items that have none.
+        of_read = of_read.masked_fill(torch.rand(of_read.shape) < _UNKNOWN_SHARE, len(numbers))
         states = network(vectors[of_read].view(*read.shape, -1))[torch.from_numpy(is_read)]
         # Each of those drawn stands for so many.
         others, stands_for = vectors[of_negatives], math.log((count - 1) / max(1, len(drawn) - is_all))

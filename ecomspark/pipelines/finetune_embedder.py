@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import Field, field_validator, model_validator
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from ecomspark import tables
@@ -24,7 +24,7 @@ from ecomspark.plans import Plan, as_pins
 from ecomspark.runs import Run, Summary, open_run, planned_run
 from ecomspark.schemas import INTERACTIONS, ITEMS, JUDGMENTS, QUERIES, QUERY_ALIASES, SPLITS, TEXTS
 from ecomspark.scoring import EmbedderAt
-from ecomspark.splitting import Wanted, split_queries
+from ecomspark.splitting import Split, Wanted, split_queries
 from ecomspark.tables import Warehouse
 from ecomspark.text import digest
 from ecomspark.tracking import Tracking, tracked
@@ -128,14 +128,14 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     ) as current:
         if not current.is_replayed:
             with current.stage("split"):
-                split, read = _split(current, config, base)
+                split = _split(current, config, base)
             with current.stage("examples"):
                 examples = _examples(current, config, split)
                 _check(current, config, examples)
             training = digest(settings_digest.hex(), _content(examples)).hex()
             if not is_trained(config.models_folder, config.name, "encoder", training, JOB):
                 with current.stage("train"):
-                    card = _card(config, base, {**current.inputs, **read}, training)
+                    card = _card(config, base, {**current.inputs, **split.read}, training)
                     with tracked(config.tracking, JOB, run_id, config.name, card.settings) as track:
                         train(_plan(config, card), examples, "ecomspark.models.finetune_embedder", see=track.see)
                         track.made(open_checkpoint(config.models_folder, config.name, "encoder"))
@@ -150,12 +150,12 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
     settings_digest = config.deciding_digest(*(of.scorer_digest.hex() for of in (base, *_teacher(config))))
     warehouse = Warehouse(spark, config.warehouse, config.buckets)
     with planned_run(warehouse, JOB, reads=READS, publishes=PUBLISHES, covers={}, as_of=as_of) as current:
-        placed = current.read_if_there(SPLITS).where(F.col("split") == config.split)
+        placed = _as_it_stands(current, config)
         _examples(current, config, placed)
         new = 0
         if config.judgment_set is not None:
             judged = current.read(JUDGMENTS).where(F.col("judgment_set") == F.lit(config.judgment_set))
-            new = judged.select("query_id").distinct().join(placed, on="query_id", how="left_anti").count()
+            new = judged.select("query_id").distinct().join(placed.rows, on="query_id", how="left_anti").count()
         return Plan(
             job=JOB,
             as_of=current.as_of,
@@ -198,10 +198,16 @@ def _teacher(config: Config) -> list[Checkpoint]:
     return [teacher]
 
 
-def _split(current: Run, config: Config, base: Checkpoint) -> tuple[DataFrame, dict[str, Any]]:
-    """(split, query_id, side), without queries that leak, and the version that it has now."""
+def _as_it_stands(current: Run, config: Config) -> Split:
+    """The split without looking for queries that are new to it, or leak."""
+    nothing = current.warehouse.spark.createDataFrame([], "query_id binary")
+    return Split(current.read_if_there(SPLITS).where(F.col("split") == config.split), {}, nothing)
+
+
+def _split(current: Run, config: Config, base: Checkpoint) -> Split:
+    """The split, without queries that leak."""
     if config.judgment_set is None:
-        return current.read_if_there(SPLITS).where(F.col("split") == config.split), {}
+        return _as_it_stands(current, config)
     wanted = Wanted(
         judgment_set=config.judgment_set,
         split=config.split,
@@ -215,11 +221,10 @@ def _split(current: Run, config: Config, base: Checkpoint) -> tuple[DataFrame, d
         recipe_digest=config.recipe.digest,
     )
     embedder = EmbedderAt(str(base.folder.resolve()), base.scorer_digest, vector_type=base.card.vector_type)
-    made = split_queries(current, wanted, embedder)
-    return made.rows, made.read
+    return split_queries(current, wanted, embedder)
 
 
-def _examples(current: Run, config: Config, split: DataFrame) -> pd.DataFrame:
+def _examples(current: Run, config: Config, split: Split) -> pd.DataFrame:
     """What `models.finetune_embedder` reads, counted: pairs by source, and the catalogue."""
     frames = [*_sources(current, config, split), _catalogue(current, config)]
     examples = pd.concat([frame[_COLUMNS] for frame in frames], ignore_index=True)
@@ -232,12 +237,12 @@ def _examples(current: Run, config: Config, split: DataFrame) -> pd.DataFrame:
     return examples
 
 
-def _sources(current: Run, config: Config, split: DataFrame) -> Iterator[pd.DataFrame]:
+def _sources(current: Run, config: Config, split: Split) -> Iterator[pd.DataFrame]:
     texts, items, queries = tables.read_memory(current.warehouse, TEXTS), current.read(ITEMS), current.read(QUERIES)
     recipe = config.recipe.digest
     if "judged" in config.sources:
         of_set = current.read(JUDGMENTS).where(F.col("judgment_set") == F.lit(config.judgment_set))
-        learnt = split.where(F.col("side").isin("train", "validation")).select("query_id", "side")
+        learnt = split.rows.where(F.col("side").isin("train", "validation")).select("query_id", "side")
         pairs = of_set.join(learnt, on="query_id", how="inner").select("query_id", "item_id", "grade", "side")
         read = pair_texts(pairs, queries, items, texts, recipe)
         found = read.select("query_text", "passage_text", "grade", "side").toPandas()
@@ -251,7 +256,7 @@ def _sources(current: Run, config: Config, split: DataFrame) -> Iterator[pd.Data
     bought = config.bought
     if "asked_and_bought" in config.sources:
         known = queries_by_alias(current.read_if_there(QUERY_ALIASES), texts)
-        unseen = split.where("side <> 'train'").select("query_id")
+        unseen = split.rows.where("side <> 'train'").select("query_id").unionByName(split.dropped)
         known = known.join(unseen, on="query_id", how="left_anti")
         pairs = asked_and_bought(interactions, known, bought.min_count, bought.per_anchor)
         read = pair_texts(pairs.select("query_id", "item_id"), queries, items, texts, recipe)

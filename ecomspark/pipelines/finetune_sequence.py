@@ -119,7 +119,10 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
 
 
 def _encoder(config: Config) -> Checkpoint | None:
-    return None if config.encoder is None else open_checkpoint(config.models_folder, config.encoder, "encoder")
+    if config.encoder is None:
+        return None
+    data_type = config.data_types.get(config.encoder)
+    return open_checkpoint(config.models_folder, config.encoder, "encoder", data_type=data_type)
 
 
 def _settings_digest(config: Config, encoder: Checkpoint | None) -> bytes:
@@ -167,7 +170,12 @@ def _vectors(current: Run, config: Config, encoder: Checkpoint, found: pd.DataFr
     wanted = current.warehouse.spark.createDataFrame(pd.DataFrame({"item_id": learnt}))
     texts = tables.read_memory(current.warehouse, TEXTS)
     of_items = current.keep(with_texts(wanted, current.read(ITEMS), texts, encoder.card.recipe.digest))
-    embedder = EmbedderAt(str(encoder.folder.resolve()), encoder.scorer_digest, vector_type=encoder.card.vector_type)
+    embedder = EmbedderAt(
+        str(encoder.folder.resolve()),
+        encoder.scorer_digest,
+        vector_type=encoder.card.vector_type,
+        data_type=config.data_types.get(encoder.name),
+    )
     vectors = embedded(current, of_items.select("text_digest", "text"), embedder, "passage")
     read = (
         of_items.join(vectors, on="text_digest", how="inner")

@@ -25,6 +25,7 @@ from ecomspark.models.finetune_embedder import (
     encoder_of,
     fine_tune,
     mined,
+    recall,
     without_false_negatives,
 )
 from ecomspark.models.loading import load_tokenizer
@@ -144,6 +145,62 @@ def test_hard_negatives_are_near_and_neither_relevant_nor_nearer_than_the_guard_
         assert all(near[corpus.pool == text] < bound for text in taken)
 
 
+def bought_together() -> pd.DataFrame:
+    """Things of one place belong together, both ways; of each place one pair is held out."""
+    rows = [
+        ("passage", f"{place} {one}", f"{place} {other}", True, "validation" if {one, other} == {"mug", "cup"} else "train")
+        for place in ASKED.values() for one in THINGS[:3] for other in THINGS[:3] if one != other
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=related().columns)
+
+
+def test_neither_what_is_held_out_nor_an_items_own_text_is_a_negative(tmp_path: Path) -> None:
+    of = plan(tmp_path, hard_negatives={"per_pair": 2, "from_epoch": 0, "max_share_of_positive": 1.0}, batch_size=5)
+    corpus, vectors = corpus_of(of, bought_together())
+    number = {text: at for at, text in corpus.plain.items()}
+    mug, cup, plate = (number[f"kitchen {thing}"] for thing in THINGS[:3])
+    assert corpus.known[mug] == {mug, cup, plate}
+    assert corpus.wanted[mug] == {cup}
+    pairs = Pairs(corpus, vectors, of.training, None, lambda _: None)
+    for batch in pairs.batches(0):
+        for row in batch:
+            others = {
+                int(text)
+                for other in batch
+                if other != row
+                for text in (corpus.positives[other], *pairs._negatives[other])
+            }
+            assert not corpus.known[corpus.anchors[row]] & (others | set(pairs._negatives[row].tolist()))
+    # What was taught and the text itself leave their places to others: with one place, only what is held out fills it.
+    all_but_wanted = np.array(
+        [text for text in corpus.pool if text not in {number[f"kitchen {t}"] for t in THINGS[:3]}]
+    )
+    near = vectors.of(all_but_wanted) @ vectors.of(np.array([mug]))[0]
+    own = float(vectors.of(np.array([cup]))[0] @ vectors.of(np.array([mug]))[0])
+    corpus.wanted = {mug: {cup}}
+    assert recall(corpus, vectors, 1) == float(own > near.max())
+    assert recall(corpus, vectors, 1 + int((near >= own).sum())) == 1.0
+
+
+def test_a_teacher_of_relevance_is_not_asked_what_is_bought_together(tmp_path: Path) -> None:
+    tiny.checkpoint(tmp_path, "teacher")
+    settings: dict[str, Any] = {
+        "losses": {"ranking": 1.0, "margin": 5.0}, "teacher": "teacher", "epochs": 1,
+        "hard_negatives": {"per_pair": 1, "from_epoch": 0},
+    }  # fmt: skip
+    examples = pd.concat([related(), bought_together().assign(side="train")], ignore_index=True)
+    of = plan(tmp_path, **settings)
+    corpus, vectors = corpus_of(of, examples)
+    pairs = Pairs(corpus, vectors, of.training, open_checkpoint(tmp_path, "teacher"), lambda _: None)
+    pairs.batches(0)
+    asked = {corpus.plain[anchor] for anchor, _ in pairs._said}
+    assert asked == {text for text in related()["anchor_text"].dropna() if not text.endswith("sign")}
+    labels = pairs([{"row": row} for row in range(len(pairs))])["label"]
+    assert labels.isnan().any(dim=1).tolist() == (~corpus.is_asked).tolist()
+    made = trained(tmp_path, examples=examples, **settings)
+    assert all(np.isfinite(values).all() for values in load_file(made.folder / "model.safetensors").values())
+
+
 def test_negatives_are_of_the_encoder_as_it_is(tmp_path: Path) -> None:
     """Mined anew in each epoch that has them: what was near before the training is not near after it."""
     said: list[dict[str, Any]] = []
@@ -221,6 +278,10 @@ def test_what_is_not_to_be_trained_on_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
     for settings, wrong in (
         ({"losses": {"margin": 1.0}}, "margin needs a teacher"),
+        (
+            {"losses": {"margin": 1.0}, "teacher": "a", "hard_negatives": {"per_pair": 1, "from_epoch": 1}},
+            "margin alone",
+        ),
         ({"teacher": "a", "hard_negatives": {"per_pair": 0}}, "it is asked of hard negatives only"),
         ({"sizes": [8], "dimensions": 9}, r"expected one of sizes \[8\], found 9"),
         ({"hard_negatives": {"places": 5, "skip_first": 5}}, "leaves none of 5 places"),

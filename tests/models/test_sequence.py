@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.numpy import load_file
 
 from ecomspark.errors import CheckpointError
 from ecomspark.models import finetune_sequence
 from ecomspark.models.checkpoint import Card, Checkpoint, Confidence, open_checkpoint
-from ecomspark.models.finetune_sequence import Plan, fine_tune
+from ecomspark.models.finetune_sequence import Plan, fine_tune, linear
 from ecomspark.models.sequence import Network, SequenceModel, Sizes, confidences, load
 from ecomspark.models.sequence_options import SequenceTraining
 
@@ -322,3 +323,21 @@ def test_each_place_of_a_long_history_is_learnt_once() -> None:
     assert (weights[-1], weights[0]) == (1.0, pytest.approx(0.5))
     batches = list(finetune_sequence._batches(windows, 4, np.random.default_rng(0)))
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(windows)))
+
+
+def test_what_stands_for_unknown_items_is_learnt_with_texts_too(reading: Checkpoint, tmp_path: Path) -> None:
+    barely = trained(tmp_path, with_texts=True, epochs=1, learning_rate=1e-12)
+    before, after = (load_file(of.folder / "model.safetensors")["transformer.unknown"] for of in (barely, reading))
+    assert np.abs(after - before).max() > 0.01
+
+
+def test_items_that_were_only_validated_on_leave_the_ridge_as_it_is() -> None:
+    train = [np.array(of) for of in ([0, 1, 2], [0, 1], [1, 2], [2, 0])]
+
+    def scores(item_count: int) -> Any:
+        sizes = Sizes(architecture="linear", item_count=item_count, width=8, layers=1, heads=1, max_items=5)
+        vectors = linear(train, sizes, 2.0)
+        assert np.isfinite(vectors).all()
+        return vectors[:3] @ vectors[:3].T
+
+    assert np.allclose(scores(9), scores(3)), "six items that no training sequence has"
