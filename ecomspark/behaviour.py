@@ -5,11 +5,24 @@ from collections.abc import Mapping
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from ecomspark.features.consents import same_people
+from ecomspark import tables
+from ecomspark.features.consents import consenting, same_people
 from ecomspark.ledger import Watermark
 from ecomspark.runs import Run
 from ecomspark.schemas import CONSENTS, SHOPPER_LINKS, Table
 from ecomspark.tables import Snapshot
+
+
+def allowed_now(current: Run, purpose: str) -> DataFrame:
+    """Whose behaviour a run may use, as `consenting` gives it: who consents both by what the run has pinned and now. A
+    run that goes on with versions of days ago, or by a saved plan, must not bring back whom `withdraw_consents` has
+    taken away since."""
+    pinned = consenting(current.read_if_there(CONSENTS), current.read_if_there(SHOPPER_LINKS), purpose)
+    newest = {table: tables.snapshot(current.warehouse, table) for table in (CONSENTS, SHOPPER_LINKS)}
+    if all(at == current.inputs[table.name] for table, at in newest.items()):
+        return pinned
+    consents, links = (tables.read(current.warehouse, table, at) for table, at in newest.items())
+    return pinned.join(consenting(consents, links, purpose), on=["shopper_id", "person_id"], how="left_semi")
 
 
 def changes_of(current: Run, since: Watermark, columns: Mapping[Table, tuple[str, ...]]) -> dict[str, DataFrame] | None:
@@ -27,9 +40,10 @@ def changes_of(current: Run, since: Watermark, columns: Mapping[Table, tuple[str
     return changed
 
 
-def is_as_left(current: Run, table: Table, since: Watermark) -> bool:
+def is_as_left(current: Run, table: Table, since: Watermark, but_for_removed: bool = False) -> bool:
     """Whether the rows of a table that the job publishes are still as the run of a watermark left them. They are not
-    when a run published and died, whatever its settings or its day were."""
+    when a run published and died, whatever its settings or its day were. `but_for_removed`: rows that are gone since do
+    not count, for a job that makes anew what is not there."""
     read, now = since.inputs.get(table.name), current.inputs[table.name]
     if read is None or now is None or read.table_id != now.table_id:
         return False
@@ -37,7 +51,7 @@ def is_as_left(current: Run, table: Table, since: Watermark) -> bool:
     if left == now:
         return True
     strays = current.between(table, left, now, ("changed_by",))
-    return strays is not None and strays.isEmpty()
+    return strays is not None and (strays.where("new IS NOT NULL") if but_for_removed else strays).isEmpty()
 
 
 def whose_standing_changed(current: Run, changed: Mapping[str, DataFrame], purpose: str) -> DataFrame | None:

@@ -66,8 +66,9 @@ _KINDS: dict[str, Kind] = {
 _ALIKE = {
     "purpose": ("build_sessions", "finetune_sequence", "train_chances", "score_next_items", "build_profiles",
                 "personalise_rankings", "withdraw_consents"),
-    "time_zone": ("build_sessions", "train_chances", "score_next_items", "build_profiles"),
-    "gap_minutes": ("build_sessions", "train_chances", "score_next_items", "build_profiles"),
+    "time_zone": ("build_sessions", "train_chances", "score_next_items", "build_profiles", "personalise_rankings"),
+    "gap_minutes": ("build_sessions", "train_chances", "score_next_items", "build_profiles", "personalise_rankings"),
+    "kinds": ("finetune_sequence", "score_next_items"),
     "price_bands": ("build_profiles", "personalise_rankings"),
     "encoder": ("embed_texts", "build_profiles", "personalise_rankings"),
 }  # fmt: skip

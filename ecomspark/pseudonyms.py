@@ -22,7 +22,7 @@ from pyspark.sql.pandas.functions import arrow_udf
 
 from ecomspark.config import Name, Section, setting
 from ecomspark.errors import ConfigError, ContractError, without_values
-from ecomspark.features.conform import ColumnMap, clean
+from ecomspark.features.conform import ColumnMap, cast_as, clean
 from ecomspark.tables import MALFORMED
 
 log = logging.getLogger("ecomspark")
@@ -105,12 +105,18 @@ def pseudonymised(
     for origin, cast in {str(column.source): column.cast for column in mine.values()}.items():
         if origin in types and not types[origin].startswith(("array<", "map<", "struct<")):
             id_of = F.col("`" + origin.replace("`", "``") + "`")
-            text = (id_of.try_cast(cast) if cast else id_of).cast("string")
+            # What the cast cannot read keeps its own text: a shopper must not become nobody.
+            said = id_of.cast("string")
+            text = F.coalesce(cast_as(id_of, cast).cast("string"), said) if cast else said
             rows = rows.withColumn(origin, pseudonym(text, shoppers))
     if MALFORMED in rows.columns:
         # Its digits keep two such lines apart in quarantine.
         kept = F.concat(F.lit("a line that may name a shopper, not kept: "), pseudonym(F.col(MALFORMED), shoppers))
-        rows = rows.withColumn(MALFORMED, F.when(F.col(MALFORMED).isNotNull(), F.coalesce(kept, F.lit("a blank line"))))
+        is_read, others = F.col(MALFORMED).isNull(), [name for name in rows.columns if name != MALFORMED]
+        # What such a line seems to say may be an id in another column's place.
+        nothing = {name: F.when(is_read, F.col("`" + name.replace("`", "``") + "`")) for name in others}
+        line = F.when(~is_read, F.coalesce(kept, F.lit("a blank line")))
+        rows = rows.withColumns({**nothing, MALFORMED: line})
     return rows, {**columns, **{name: ColumnMap.model_validate(str(column.source)) for name, column in mine.items()}}
 
 

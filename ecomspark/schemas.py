@@ -545,7 +545,7 @@ OUTLOOKS = Table(
             "session_purchase_chance",
             "double",
             "chance that the last session goes on to a purchase",
-            null="no session model",
+            null="no session model, or the session was over by the end of the day",
             difference=_TERM,
         ),
         column(

@@ -336,6 +336,8 @@ def test_what_python_made_lands_once_and_is_gone_with_the_run(
     assert len(list(folder.iterdir())) == 1
     again = tables.stage(warehouse, ITEMS, given.limit(1), ME)
     assert again.count() == 1, "what a run left that died is not read by the next"
+    nothing = tables.stage(warehouse, ITEMS, given.mapInArrow(lambda batches: iter(()), given.schema), ME)
+    assert (nothing.columns, nothing.count()) == (given.columns, 0), "Delta makes no commit where there is no row"
     run.let_go()
     assert not list(folder.iterdir())
 

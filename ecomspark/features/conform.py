@@ -19,6 +19,7 @@ ID_MAX_BYTES = 512
 _QUARANTINED_CHARACTERS = 2_000
 _REASONS = "array<string>"
 _CONTROL = r"[\p{Cc}&&[^\t\n\r]]"
+_WHOLE_TYPES = ("tinyint", "smallint", "int", "integer", "bigint", "long")
 _EPOCHS = {"epoch_seconds": (1, F.timestamp_seconds), "epoch_milliseconds": (1_000, F.timestamp_millis)}
 _YEAR_9999 = 253_402_300_799  # its last second; beyond, the functions above end the job
 
@@ -118,7 +119,8 @@ def folded(conformed: DataFrame, table: Table, *best_first: Column) -> DataFrame
     one key differ in how they are spelled, or in a word beside it. The first by `best_first`, then by the row as given.
     """
     say_the_same = F.col("_reasons") == F.array(F.lit("duplicate_key"))
-    place = F.row_number().over(Window.partitionBy(*table.key).orderBy(*best_first, "_row"))
+    # Those that cannot be used for another reason stand behind: they must not take the first place.
+    place = F.row_number().over(Window.partitionBy(*table.key).orderBy(F.desc(say_the_same), *best_first, "_row"))
     marked = conformed.withColumn("_is_twin", F.col("_is_twin") | (say_the_same & (place > 1)))
     return marked.withColumn("_reasons", F.when(~say_the_same, F.col("_reasons")).otherwise(F.array().cast(_REASONS)))
 
@@ -189,7 +191,7 @@ def _raw(column: ColumnMap | None, type_name: str) -> Column:
     if column.source is None:
         return F.lit(str(column.constant).lower() if isinstance(column.constant, bool) else str(column.constant))
     parts = [F.col("`" + name.replace("`", "``") + "`") for name in column.sources]
-    parts = [part.try_cast(column.cast) if column.cast else part for part in parts]
+    parts = [cast_as(part, column.cast) if column.cast else part for part in parts]
     if type_name.startswith("map<"):
         return parts[0]
     texts = [part.cast("string") for part in parts]
@@ -198,6 +200,15 @@ def _raw(column: ColumnMap | None, type_name: str) -> Column:
     # Half an id names something else: where one part is missing, the whole is.
     given = [F.when(F.length(F.trim(text)) > 0, text) for text in texts]
     return F.concat(given[0], *(part for text in given[1:] for part in (F.lit(column.separator), text)))
+
+
+def cast_as(value: Column, to: str) -> Column:
+    """A value of another type, null where it is none. A whole number may be written with a point: 17850.0."""
+    cast = value.try_cast(to)
+    if to.lower() not in _WHOLE_TYPES:
+        return cast
+    exact = F.trim(value.cast("string")).try_cast("decimal(38,9)")
+    return F.coalesce(cast, F.when(exact == F.floor(exact), exact).try_cast(to))
 
 
 def _field(struct: str, column: schemas.Column) -> Column:
@@ -282,9 +293,10 @@ def _without_doubles(judged: DataFrame, table: Table) -> DataFrame:
     """Rows of one key: if they are alike, all but one are twins; if they are not, none of them can be trusted."""
     of_key = Window.partitionBy(*table.key)
     is_keyed = ~F.exists("_reasons", lambda reason: (reason == "malformed") | F.endswith(reason, F.lit("_missing")))
-    differ = (F.min("_row").over(of_key) != F.max("_row").over(of_key)) & is_keyed
+    row = F.when(is_keyed, F.col("_row"))  # a broken copy of a line says nothing against the line
+    differ = (F.min(row).over(of_key) != F.max(row).over(of_key)) & is_keyed
     marked = judged.withColumn("_differ", differ)
-    place = F.row_number().over(of_key.orderBy("_row"))
+    place = F.row_number().over(of_key.orderBy(F.desc(is_keyed), "_row"))
     return (
         marked.withColumn("_is_twin", ~F.col("_differ") & is_keyed & (place > 1))
         .withColumn("_reasons", F.concat("_reasons", _present([F.when(F.col("_differ"), "duplicate_key")])))

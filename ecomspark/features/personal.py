@@ -18,6 +18,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from ecomspark.config import Section, setting
+from ecomspark.features.profiles import settled_date
 from ecomspark.features.ranking import SCORE_DECIMALS, Share
 from ecomspark.features.vectors import as_vectors, by_group, matrix_of, starts_of, units
 
@@ -154,14 +155,16 @@ def shopper_standing(names: DataFrame, allowed: DataFrame, profiles: DataFrame, 
     )
 
 
-def last_sessions(sessions: DataFrame, people: DataFrame, as_of: date) -> DataFrame:
-    """(person_id, item_id) of each person's last session until a day, each item once.
+def last_sessions(sessions: DataFrame, people: DataFrame, as_of: date, gap_minutes: int, time_zone: str) -> DataFrame:
+    """(person_id, item_id) of each person's last session that was over at the end of a day, each item once.
 
     What a machine did, what was only shown and what was sent back says nothing; a session of nothing else is none.
     `people`: (person_id).
     """
     mine = sessions.withColumnRenamed("shopper_id", "person_id").join(people, on="person_id", how="left_semi")
-    mine = mine.where((F.col("session_date") <= F.lit(as_of)) & F.col("bot_rule").isNull())
+    # One that may still go on shows what came after the day, and whether a machine did it is not known yet.
+    is_over = settled_date(F.col("ended_at"), gap_minutes, time_zone) <= F.lit(as_of)
+    mine = mine.where(is_over & F.col("bot_rule").isNull())
     done = mine.select(
         "person_id",
         "started_at",

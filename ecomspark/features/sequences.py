@@ -1,19 +1,28 @@
 """Sequences of items to learn from: sessions by themselves, or all that a shopper did, split in two by a moment."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 
-def sequences(sessions: DataFrame, of: Literal["sessions", "shoppers"], validation_from: Column) -> DataFrame:
+def sequences(
+    sessions: DataFrame, of: Literal["sessions", "shoppers"], validation_from: Column, kinds: Sequence[str]
+) -> DataFrame:
     """(item_ids, side, ends_at, sequence_id): what ended before a moment to train on, what began since to validate on.
 
     Of shoppers, the training sequence is all that they did before, and the validation sequence that and the one item
-    that came next. A session that lasts over the moment is on neither side, and so is a sequence of one item. Sessions
-    of machines are left out. `sequence_id` puts sequences of one time in order; a shopper's two have the same.
+    that came next. Only what is of `kinds` counts. A session that lasts over the moment is on neither side, and so is a
+    sequence of one item. Sessions of machines are left out. `sequence_id` puts sequences of one time in order; a
+    shopper's two have the same.
     """
-    of_people = sessions.where(F.col("bot_rule").isNull())
+    done = F.arrays_zip(F.col("item_ids").alias("item_id"), F.col("kinds").alias("kind"))
+    counted = F.filter(done, lambda one: one["kind"].isin(*kinds))
+    of_people = sessions.where(F.col("bot_rule").isNull()).withColumn(
+        "item_ids", F.transform(counted, lambda one: one["item_id"])
+    )
+    of_people = of_people.where(F.size("item_ids") > 0)
     side = F.when(F.col("ended_at") < validation_from, "train").when(
         F.col("started_at") >= validation_from, "validation"
     )

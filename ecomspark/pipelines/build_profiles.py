@@ -15,10 +15,10 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ecomspark import ledger, tables
-from ecomspark.behaviour import changes_of, is_as_left, whose_standing_changed
+from ecomspark.behaviour import allowed_now, changes_of, is_as_left, whose_standing_changed
 from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ContractError
-from ecomspark.features.consents import consenting, of_people, same_people
+from ecomspark.features.consents import of_people, same_people
 from ecomspark.features.profiles import (
     ProfileRules,
     profiles_of,
@@ -174,8 +174,7 @@ def find(current: Run, config: Config, encoder: Checkpoint | None) -> Work:
         raise ContractError("as_of: expected a date, found no input that has one; give --as-of")
     for table in (INTERACTIONS, ITEMS):
         current.read(table)  # one that is not there is said before anything is looked for
-    consents, links = current.read_if_there(CONSENTS), current.read_if_there(SHOPPER_LINKS)
-    allowed = current.settle(consenting(consents, links, config.purpose))
+    allowed = current.settle(allowed_now(current, config.purpose))
     is_older = not current.read_if_there(PROFILES).where(F.col("as_of_date") > F.lit(as_of)).isEmpty()
     ids = None if config.full or is_older else _changed(current, config, encoder, allowed, as_of)
     counts = {

@@ -12,9 +12,9 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ecomspark import tables
-from ecomspark.behaviour import changes_of, is_as_left, whose_standing_changed
+from ecomspark.behaviour import allowed_now, changes_of, is_as_left, whose_standing_changed
 from ecomspark.config import Name, Settings, setting
-from ecomspark.features.consents import consenting, of_people
+from ecomspark.features.consents import of_people
 from ecomspark.features.sessions import (
     SessionRules,
     counted,
@@ -127,7 +127,7 @@ def _steps(current: Run) -> DataFrame:
 
 
 def _allowed(current: Run, config: Config) -> DataFrame:
-    return consenting(current.read_if_there(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose)
+    return allowed_now(current, config.purpose)
 
 
 def _changed(current: Run, config: Config) -> Work | None:

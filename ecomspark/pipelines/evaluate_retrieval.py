@@ -109,7 +109,9 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
             depth = max(config.ks)
             ranked: dict[str, DataFrame] = {}
             with current.stage(BM25):
-                ranked[BM25] = current.keep(_by_bm25(current, config, depth))
+                # As deep as it must be known how many items match.
+                matched = current.keep(_by_bm25(current, config, max(depth, config.few_matches)))
+                ranked[BM25] = matched.where(F.col("place") <= depth)
                 current.count(found_by_bm25=ranked[BM25].count())
             if encoder is not None:
                 with current.stage(EMBEDDING):
@@ -118,13 +120,15 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
                     ranked[EMBEDDING] = current.keep(near)
                     current.count(found_by_embedding=ranked[EMBEDDING].count())
             with current.stage("metrics"):
-                figures = _figures(_frame(current, judged, ranked, config), list(_orders(ranked, config)), config)
+                figures = _figures(
+                    _frame(current, judged, ranked, matched, config), list(_orders(ranked, config)), config
+                )
                 rows = _rows(figures, config, run_id)
                 frame = spark.createDataFrame(rows, tables.ddl(RUN_METRICS))
                 current.commit(tables.append_log(warehouse, RUN_METRICS, frame, current.author))
                 current.count(figures=len(rows))
             with current.stage("unserved"):
-                _publish_unserved(current, ranked, config)
+                _publish_unserved(current, {**ranked, BM25: matched}, config)
             # Names of the other slices may come from the shop's rows: they are in the table only.
             for line in as_table(figures[ALL]):
                 log.info("%s: %s", JOB, line)
@@ -208,9 +212,12 @@ def _orders(ranked: dict[str, DataFrame], config: Config) -> dict[str, DataFrame
     return {**ranked, _FUSED: fused(ranked, config.fusion_constant)} if len(ranked) > 1 else ranked
 
 
-def _frame(current: Run, judged: DataFrame, ranked: dict[str, DataFrame], config: Config) -> pd.DataFrame:
-    """The judged pairs of the side, with the rank at which each source found the item, and what `slices_of` reads."""
-    matches = ranked[BM25].groupBy("query_id").agg(F.count("*").alias("matches"))
+def _frame(
+    current: Run, judged: DataFrame, ranked: dict[str, DataFrame], matched: DataFrame, config: Config
+) -> pd.DataFrame:
+    """The judged pairs of the side, with the rank at which each source found the item, and what `slices_of` reads.
+    `matched`: what BM25 finds, `few_matches` deep."""
+    matches = matched.groupBy("query_id").agg(F.count("*").alias("matches"))
     of_query = current.read(QUERIES).select(
         "query_id", "locale", "traffic", F.size(F.split("query_text", " ")).alias("words")
     )

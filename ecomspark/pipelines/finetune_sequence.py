@@ -1,7 +1,7 @@
 """From sessions to a checkpoint that says what comes next after a sequence of items. Trains in a process of its own."""
 
 import logging
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Literal
 
 import pandas as pd
@@ -10,11 +10,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ecomspark import tables
+from ecomspark.behaviour import allowed_now
 from ecomspark.config import Name, Settings, setting
 from ecomspark.embedding import embedded
 from ecomspark.errors import ConfigError, ContractError
-from ecomspark.features.consents import consenting, remaining
+from ecomspark.features.consents import remaining
 from ecomspark.features.sequences import sequences
+from ecomspark.features.sessions import Kind
 from ecomspark.models.checkpoint import CARD, Card, Checkpoint, open_checkpoint
 from ecomspark.models.sequence_options import SequenceTraining
 from ecomspark.plans import Plan, as_pins
@@ -43,6 +45,9 @@ class Config(SequenceTraining, Settings):
     name: Name = setting(..., "what the checkpoint is called; it never changes, so a new training takes a new name")
     of: Literal["sessions", "shoppers"] = setting(
         "sessions", "a sequence is one session, or all that a shopper did, session after session"
+    )
+    kinds: list[Kind] = setting(
+        ["click", "cart", "favourite", "purchase"], "interactions that a sequence is of", min_length=1
     )
     validation_from: date = setting(
         ...,
@@ -137,13 +142,13 @@ def _sequences(current: Run, config: Config) -> pd.DataFrame:
             f"{JOB}.validation_from: expected a day up to as_of {current.as_of}, found {config.validation_from}"
         )
     # Asked again: a no may have come since the sessions were built.
-    allowed = consenting(current.read_if_there(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose)
+    allowed = allowed_now(current, config.purpose)
     sessions = current.read(SESSIONS).join(remaining(allowed), on="shopper_id", how="left_semi")
     if current.as_of is not None:
-        # A session of the last day may end on the next one.
-        sessions = sessions.where(F.col("session_date") <= F.lit(current.as_of))
+        end = datetime.combine(current.as_of + timedelta(days=1), time(), UTC)
+        sessions = sessions.where(F.col("ended_at") < F.lit(end))
     since = F.lit(datetime.combine(config.validation_from, time(), UTC))
-    found = sequences(sessions, config.of, since).toPandas()
+    found = sequences(sessions, config.of, since, config.kinds).toPandas()
     found = found.assign(sequence_id=[bytes(one).hex() for one in found["sequence_id"]])
     found = found.sort_values(["ends_at", "sequence_id"], ignore_index=True)[["sequence_id", "item_ids", "side"]]
     by_side = found["side"].value_counts()

@@ -17,10 +17,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ecomspark import tables, text
+from ecomspark.behaviour import allowed_now
 from ecomspark.config import Name, Section, Settings, setting
 from ecomspark.errors import ConfigError, ContractError, OnHold
 from ecomspark.features.conform import ColumnMap, usable
-from ecomspark.features.consents import consenting, of_people, people
+from ecomspark.features.consents import of_people, people
 from ecomspark.features.personal import (
     KEY,
     REASONS,
@@ -38,6 +39,7 @@ from ecomspark.features.personal import (
     shopper_standing,
 )
 from ecomspark.features.profiles import newest_profiles, price_band
+from ecomspark.features.sessions import TimeZone
 from ecomspark.features.vectors import item_vectors
 from ecomspark.importing import conformed_rows
 from ecomspark.ledger import Watermark
@@ -133,6 +135,10 @@ class Config(Settings):
         [2.0, 5.0, 10.0, 20.0], "lower edges of the price bands above the lowest, rising, as build_profiles has them"
     )
     purpose: Name = setting("personalisation", "the purpose that shoppers must have consented to")
+    time_zone: TimeZone = setting("UTC", "in which a day ends, such as Europe/London: build_sessions' own")
+    gap_minutes: int = setting(
+        30, "build_sessions' own: a session may still go on for so long", unit="minutes", ge=1, le=7 * 1440
+    )
     max_pairs: int = setting(
         1_000_000, "stop when more pairs of an audience and a query are named", unit="pairs", decides=False, ge=1
     )
@@ -251,7 +257,7 @@ def _withdraw(current: Run, held: list[str], allowed: DataFrame) -> None:
 
 
 def _allowed(current: Run, config: Config) -> DataFrame:
-    return consenting(current.read_if_there(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose)
+    return allowed_now(current, config.purpose)
 
 
 @dataclass(frozen=True)
@@ -440,7 +446,7 @@ def _publish(
     shown = current.read_of_queries(RANKINGS, queries)
     general = current.settle(shown.join(work.pairs, on=["variant", "query_id"], how="inner"))
     standing = current.settle(_standing(current, work.pairs, allowed, encoder, config, as_of))
-    affinities = _affinities(current, general, standing, allowed, encoder, as_of)
+    affinities = _affinities(current, general, standing, allowed, encoder, config, as_of)
     price = F.col("price").cast("double")
     bands = current.read(ITEMS).select("item_id", price_band(price, config.price_bands).alias("price_band"))
     at = current.inputs[RANKINGS.name]
@@ -489,7 +495,13 @@ def _standing(
 
 
 def _affinities(
-    current: Run, general: DataFrame, standing: DataFrame, allowed: DataFrame, encoder: Checkpoint, as_of: date
+    current: Run,
+    general: DataFrame,
+    standing: DataFrame,
+    allowed: DataFrame,
+    encoder: Checkpoint,
+    config: Config,
+    as_of: date,
 ) -> DataFrame:
     """(audience_kind, audience, item_id, profile_cosine, session_cosine) of the items that an audience is shown."""
     audience = ["audience_kind", "audience"]
@@ -500,7 +512,7 @@ def _affinities(
     persons = personal.where("person_id IS NOT NULL").select("person_id").distinct()
     stays = allowed.where("shopper_id = person_id")
     sessions = of_people(current.read_if_there(SESSIONS), stays)
-    of_last = current.settle(last_sessions(sessions, persons, as_of))
+    of_last = current.settle(last_sessions(sessions, persons, as_of, config.gap_minutes, config.time_zone))
     needed = wanted.select("item_id").unionByName(of_last.select("item_id")).distinct()
     vectors = current.settle(_item_vectors(current, needed, encoder))
     of_sessions = mean_vectors(

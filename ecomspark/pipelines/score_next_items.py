@@ -21,11 +21,12 @@ from pyspark.sql import functions as F
 from scipy import stats
 
 from ecomspark import parts, tables
+from ecomspark.behaviour import allowed_now, is_as_left
 from ecomspark.chances import Chances, open_chances
 from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import ConfigError, ContractError
 from ecomspark.features.chances import at_cuts, last_of_shopper, logit, session_features, shopper_features
-from ecomspark.features.consents import consenting
+from ecomspark.features.consents import remaining, states_of_nobody
 from ecomspark.features.drift import drift
 from ecomspark.features.histories import bought, end_of, events_until, histories, told_by
 from ecomspark.features.ranking import expected_gain
@@ -194,12 +195,14 @@ def plan(spark: SparkSession, config: Config, as_of: date | None = None) -> Plan
 def _checkpoint(config: Config) -> Checkpoint:
     """Raises ConfigError when it was trained on other histories than it shall read: its confidence would not hold."""
     checkpoint = open_checkpoint(config.models_folder, config.checkpoint, "sequence")
-    trained_on = checkpoint.card.settings.get("of", config.of)
-    if trained_on != config.of:
-        raise ConfigError(
-            f"{JOB}.of: expected {trained_on}, which {config.checkpoint} was trained on, found {config.of}; "
-            f"set it so, or train another with finetune_sequence.of: {config.of}"
-        )
+    for key, found in (("of", config.of), ("kinds", sorted(config.kinds))):
+        said = checkpoint.card.settings.get(key, found)
+        expected = said if isinstance(said, str) else sorted(said)
+        if expected != found:
+            raise ConfigError(
+                f"{JOB}.{key}: expected {expected}, which {config.checkpoint} was trained on, found {found}; set it "
+                f"so, or train another with finetune_sequence.{key}: {found}"
+            )
     return checkpoint
 
 
@@ -299,19 +302,21 @@ def find(current: Run, config: Config, asked: _Asked) -> Work:
     as_of = current.as_of
     if as_of is None:
         raise ContractError("as_of: expected a date, found no input that has one; give --as-of")
-    model, past = asked.model, current.past
+    model = asked.model
     since = None if config.full else current.watermark(model.scorer_digest.hex())
+    # Lists of another model, or of a run with other settings that died, may stand there; what is gone is made anew.
+    is_known = since is not None and all(
+        current.inputs[table.name] is None or is_as_left(current, table, since, but_for_removed=True)
+        for table in (NEXT_ITEMS, OUTLOOKS)
+    )
     followed = (*_FOLLOWED, *((EMBEDDINGS,) if asked.encoder or model.text_scorer_digest else ()))
     names = ("to_make", "histories_to_read", "lists_dropped", "outlooks_to_write")
-    if since is not None and since.as_of == as_of and all(
+    if since is not None and is_known and since.as_of == as_of and all(
         current.is_as_it_was(table, since) or current.inputs[table.name] is None for table in followed
     ):  # fmt: skip
         return Work(None, None, {"shoppers": since.rows.get("shoppers", 0), **dict.fromkeys(names, 0)})
-    # A run with other settings that failed half-way may have left lists of its own.
-    last = max((row["epoch"] or 0 for row in past.over), default=0)
-    is_known = since is not None and all((row["epoch"] or 0) <= last for row in past.begun)
-
-    allowed = current.settle(consenting(current.read(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose))
+    current.read(CONSENTS)  # without any nobody has a list: said before anything is looked for
+    allowed = current.settle(allowed_now(current, config.purpose))
     end = end_of(as_of, config.time_zone)
     events = current.keep(
         events_until(current.read(INTERACTIONS), current.read(SESSIONS), allowed, end, config.gap_minutes)
@@ -399,10 +404,10 @@ def _lists(
     lacking = current.settle(lacking.join(there, on="history_digest", how="left_anti"))
     gone = gone_dates(rows, read, needed, as_of, config.keeps_dates)
     today = needed.select("shopper_id", F.lit(as_of).alias("as_of_date"))
-    refused = rows.join(
-        allowed.select(F.col("person_id").alias("shopper_id")).distinct(), on="shopper_id", how="left_anti"
-    )
-    forgotten = refused.select("history_digest", "scorer_digest").distinct()
+    kept = remaining(allowed)
+    refused = rows.join(kept, on="shopper_id", how="left_anti").select(*SEQUENCE_STATES.key).distinct()
+    asked_for = wanted.withColumn("scorer_digest", F.lit(model.scorer_digest))
+    forgotten = states_of_nobody(refused, rows, kept).join(asked_for, on=list(SEQUENCE_STATES.key), how="left_anti")
     return Lists(needed, needed.count(), lacking, current.keep(gone.unionByName(today).distinct()), forgotten, shelf)
 
 
@@ -410,6 +415,11 @@ def _publish_lists(current: Run, config: Config, asked: _Asked, scorer: Descript
     """Read the histories, make the lists, publish them, and forget the states of those who consent no more."""
     spark, warehouse = current.warehouse.spark, current.warehouse
     tables.create(warehouse, SEQUENCE_STATES)
+    # Before the rows by which they are found: a run that dies in between finds them again.
+    states = tables.read_memory(warehouse, SEQUENCE_STATES, lists.forgotten).select(*SEQUENCE_STATES.key)
+    commit = tables.collect(warehouse, SEQUENCE_STATES, states, current.author)
+    current.count(states_forgotten=commit.deleted)
+    current.commit(commit)
     shelf = spark.sparkContext.broadcast(lists.shelf)
     try:
         if work.counts["histories_to_read"]:
@@ -419,17 +429,13 @@ def _publish_lists(current: Run, config: Config, asked: _Asked, scorer: Descript
             rows = tables.empty(warehouse, NEXT_ITEMS).drop("changed_by")
             if lists.needed_count:
                 rows = _made(current, config, asked.model, scorer, lists, shelf)
-            _publish(current, NEXT_ITEMS, rows, lists.replaced)
+            # For whom nothing could be proposed no older list may stand.
+            without = lists.needed.join(rows.select("shopper_id"), on="shopper_id", how="left_anti")
+            there = current.read_if_there(NEXT_ITEMS).join(without, on="shopper_id", how="left_semi")
+            replaced = lists.replaced.unionByName(there.select("shopper_id", "as_of_date")).distinct()
+            _publish(current, NEXT_ITEMS, rows, replaced)
     finally:
         shelf.destroy()
-    left = tables.read(warehouse, NEXT_ITEMS, tables.snapshot(warehouse, NEXT_ITEMS))
-    shared = left.select("history_digest", "scorer_digest").distinct()
-    states = tables.read_memory(warehouse, SEQUENCE_STATES, lists.forgotten).select(*SEQUENCE_STATES.key)
-    commit = tables.collect(
-        warehouse, SEQUENCE_STATES, states.join(shared, on=list(SEQUENCE_STATES.key), how="left_anti"), current.author
-    )
-    current.count(states_forgotten=commit.deleted)
-    current.commit(commit)
 
 
 def _read_histories(
@@ -499,7 +505,10 @@ def _outlooks(current: Run, config: Config, asked: _Asked, events: DataFrame, as
     of_chances = {kind: F.lit(None).cast("double") for kind in ("session_purchase", "purchase", "return")}
     if chances:
         session = F.struct("session_started_at", "session_id")
-        newest = events.groupBy("shopper_id").agg(F.max(session).alias("last")).select("shopper_id", "last.session_id")
+        newest = events.groupBy("shopper_id").agg(F.max(session).alias("last"), F.max("occurred_at").alias("at"))
+        # A session that is over has no chance to tell of.
+        goes_on = F.col("at") + F.make_dt_interval(mins=F.lit(config.gap_minutes)) >= end_of(as_of, config.time_zone)
+        newest = newest.where(goes_on).select("shopper_id", "last.session_id")
         last = events.join(newest, on=["shopper_id", "session_id"], how="left_semi")
         sides = {
             "session_purchase": last_of_shopper(session_features(last)),

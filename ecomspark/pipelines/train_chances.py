@@ -14,11 +14,11 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from ecomspark.behaviour import allowed_now
 from ecomspark.chances import FEATURES, Chances, Kind, Linear, fit, open_chances, seal_chances
 from ecomspark.config import Name, Settings, setting
 from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.features.chances import at_cuts, follows, goes_on, session_features, shopper_features
-from ecomspark.features.consents import consenting
 from ecomspark.features.histories import end_of, events_until
 from ecomspark.features.sessions import TimeZone
 from ecomspark.plans import Plan, as_pins
@@ -127,7 +127,8 @@ def examples(current: Run, config: Config) -> dict[Kind, DataFrame]:
     as_of = current.as_of
     if as_of is None:
         raise ContractError("as_of: expected a date, found no input that has one; give --as-of")
-    allowed = current.settle(consenting(current.read(CONSENTS), current.read_if_there(SHOPPER_LINKS), config.purpose))
+    current.read(CONSENTS)  # without any nobody may be learnt from: said before anything is looked for
+    allowed = current.settle(allowed_now(current, config.purpose))
     end = end_of(as_of, config.time_zone)
     events = current.keep(
         events_until(current.read(INTERACTIONS), current.read(SESSIONS), allowed, end, config.gap_minutes)

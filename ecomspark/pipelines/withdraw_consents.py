@@ -84,6 +84,8 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
             with current.stage("look"):
                 work = find(current, config)
                 current.count(**work.counts)
+            # What a run of score_next_items that died has left of everybody's lists; none is at work now.
+            tables.unstage_all(warehouse, NEXT_ITEMS)
             if any(work.counts.values()):
                 with current.stage("remove"):
                     _remove(current, work)

@@ -22,7 +22,7 @@ from ecomspark.tables.maintenance import (
 )
 from ecomspark.tables.publish import Change, append_log, append_memory, compare, drop, publish, put
 from ecomspark.tables.source import MALFORMED, Source, Sourced, read_source
-from ecomspark.tables.staging import stage, unstage
+from ecomspark.tables.staging import stage, unstage, unstage_all
 from ecomspark.tables.warehouse import (
     Snapshot,
     Warehouse,
@@ -48,5 +48,5 @@ __all__ = [
     "compare", "conform", "create", "ddl", "delete", "differences", "drop", "empty", "ever_since",
     "exists", "fence_off", "file_count", "give_back", "has_small_files", "jar_version", "keep_history",
     "optimise", "place_of", "publish", "put", "read", "read_leases", "read_memory", "read_source",
-    "removals_known_since", "renew", "snapshot", "stage", "take", "unstage", "vacuum", "written_at",
+    "removals_known_since", "renew", "snapshot", "stage", "take", "unstage", "unstage_all", "vacuum", "written_at",
 ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 from ecomspark.features.consents import consenting, of_people, people, standing_consents
@@ -41,6 +43,13 @@ def test_linked_ids_are_one_person_under_the_id_that_never_retired(rows: Callabl
         **{f"c{n}": "c0" for n in range(10)}, "x": "x", "y": "x", "z": "x", "a": "b", "b": "b",
         "k": "l", "l": "l", "m": "l",
     }  # fmt: skip
+
+
+def test_a_long_chain_of_ids_in_any_order_is_one_person(rows: Callable[..., Any]) -> None:
+    names = [f"{place:03}" for place in range(150)]
+    Random(4).shuffle(names)
+    links = rows(SHOPPER_LINKS, *(link(stays, retires) for stays, retires in pairwise(names)))
+    assert {row["person_id"] for row in people(links).collect()} == {names[0]}
 
 
 def test_unknown_means_no_and_a_no_of_one_id_is_a_no_of_the_person(rows: Callable[..., Any]) -> None:

@@ -3,7 +3,7 @@
 import random
 import sys
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -178,7 +178,8 @@ def test_a_segment_is_of_those_whose_strongest_it_is_and_of_enough_of_them(
 
 def test_the_last_session_is_what_a_person_did_in_it(rows: Callable[..., Any], spark: Any) -> None:
     def session(name: bytes, day: int, items: list[str], kinds: list[str], **more: Any) -> dict[str, Any]:
-        at = {"session_date": date(2026, 1, day), "started_at": datetime(2026, 1, day, tzinfo=UTC)}
+        started = datetime(2026, 1, day, tzinfo=UTC)
+        at = {"session_date": started.date(), "started_at": started, "ended_at": started + timedelta(minutes=9)}
         return {"session_id": name * 16, "shopper_id": "ann", **at, "item_ids": items, "kinds": kinds, **more}
 
     sessions = rows(
@@ -188,13 +189,20 @@ def test_the_last_session_is_what_a_person_did_in_it(rows: Callable[..., Any], s
         session(b"3", 3, ["only shown"], ["impression"]),
         session(b"4", 4, ["machine"], ["click"], bot_rule="pace"),
         session(b"5", 9, ["later"], ["click"]),
+        # It began on the fifth, and at the end of that day nobody knew that it would go on, or was over.
+        session(
+            b"7", 5, ["late", "after midnight"], ["click", "click"], ended_at=datetime(2026, 1, 5, 23, 45, tzinfo=UTC)
+        ),
         session(b"6", 2, ["other"], ["click"], shopper_id="bob"),
     )
     ann = spark.createDataFrame([("ann",)], "person_id string")
     found = sorted(
-        (row["person_id"], row["item_id"]) for row in last_sessions(sessions, ann, date(2026, 1, 5)).collect()
+        (row["person_id"], row["item_id"])
+        for row in last_sessions(sessions, ann, date(2026, 1, 5), 30, "UTC").collect()
     )
     assert found == [("ann", "a"), ("ann", "b")]
+    assert last_sessions(sessions, ann, date(2026, 1, 6), 30, "UTC").count() == 2
+    assert [row["item_id"] for row in last_sessions(sessions, ann, date(2026, 1, 5), 10, "UTC").collect()] != ["a", "b"]
 
 
 def test_vectors_count_by_direction_and_a_missing_one_makes_no_cosine(spark: Any) -> None:

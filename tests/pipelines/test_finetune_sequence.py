@@ -29,8 +29,8 @@ IDS = [f"i{number}" for number in range(8)]
 def session(number: int, shopper: str, day: int, items: list[str], hours: int = 1, **more: Any) -> dict[str, Any]:
     started = NOON + timedelta(days=day)
     return {"session_id": number.to_bytes(16, "big"), "shopper_id": shopper, "session_date": started.date(),
-            "started_at": started, "ended_at": started + timedelta(hours=hours), "item_ids": items, "bot_rule": None,
-            **more}  # fmt: skip
+            "started_at": started, "ended_at": started + timedelta(hours=hours), "item_ids": items,
+            "kinds": ["click"] * len(items), "bot_rule": None, **more}  # fmt: skip
 
 
 def test_what_ended_before_is_learnt_and_what_began_since_is_judged(rows: Any) -> None:
@@ -43,16 +43,19 @@ def test_what_ended_before_is_learnt_and_what_began_since_is_judged(rows: Any) -
         session(5, "b", 9, ["w", "x"], bot_rule="too_fast"),
         session(6, "b", 4, ["p", "q"], hours=24),
         session(7, "c", 9, ["r", "s"]),
+        session(8, "d", 0, ["m", "n", "o"], kinds=["purchase", "return", "click"]),
+        session(9, "d", 9, ["n", "k"], kinds=["return", "click"]),
+        session(10, "e", 0, ["l", "l"], kinds=["return", "return"]),
     )
     since = F.lit(NOON + timedelta(days=5))  # session 6 lasts until then
 
     def found(of: Any) -> list[tuple[str, str]]:
-        made = sequences(sessions, of, since).collect()
+        made = sequences(sessions, of, since, ["click", "purchase"]).collect()
         return sorted((row["side"], "".join(row["item_ids"])) for row in made)
 
-    assert found("sessions") == [("train", "xy"), ("validation", "rs"), ("validation", "uv")]
-    assert found("shoppers") == [("train", "xyz"), ("validation", "xyzu")]
-    assert sequences(sessions.limit(0), "shoppers", since).collect() == []
+    assert found("sessions") == [("train", "mo"), ("train", "xy"), ("validation", "rs"), ("validation", "uv")]
+    assert found("shoppers") == [("train", "mo"), ("train", "xyz"), ("validation", "mok"), ("validation", "xyzu")]
+    assert sequences(sessions.limit(0), "shoppers", since, ["click"]).collect() == []
 
 
 @dataclass(frozen=True)

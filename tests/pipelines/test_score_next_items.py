@@ -1,5 +1,6 @@
 """Next items and outlooks over some nights: of whom, from what, made when, and what goes again."""
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ class Nights(Behaviour):
                  "k": K, "chances": "chances", "encoder": "base", "keeps_dates": 3, "rows_per_task": 1, **changes}  # fmt: skip
         return Config(**asked)
 
-    def score(self, run_id: str, as_of: date, **changes: Any) -> Any:
-        return score_next_items.run_with(self.spark, self.config(**changes), run_id, self.model(), self.scorer, as_of)
+    def score(self, run_id: str, as_of: date, model: Model | None = None, **changes: Any) -> Any:
+        config = self.config(**changes)
+        return score_next_items.run_with(self.spark, config, run_id, model or self.model(), self.scorer, as_of)
 
     def lists(self) -> dict[tuple[str, int], list[str]]:
         """The items of each shopper and day, in order."""
@@ -155,6 +157,9 @@ def test_lists_are_made_once_from_nothing_later_and_go_with_the_consent(nights: 
         (who, n) for who in ("ann", "bob", "eve") for n in (9, 10, 11)
     }
 
+    told = {(row["shopper_id"], row["as_of_date"]): row["session_purchase_chance"] for row in nights.rows(OUTLOOKS)}
+    assert told["ann", day(11)] is None, "her last session was over the day before: it goes on to nothing"
+
     # Another item is on sale, and Bob wants to be forgotten.
     nights.items["c1"] = True
     nights.consents.append(("bob", 11, False))
@@ -179,6 +184,21 @@ def test_lists_are_made_once_from_nothing_later_and_go_with_the_consent(nights: 
     assert fifth.rows["to_make"] == 1
     assert nights.lists()["ann", 13] == nights.wanted("a2", "b2", "b2", without=("n2", "a2"))
     assert [row["item_id"] for row in nights.rows(NEXT_ITEMS) if row["shopper_id"] == "ann-phone"] == []
+
+    # Another model's lists take the place of these; the first model asked again the same day does not say all is done.
+    other = replace(nights.model(), scorer_digest=text.digest("another"))
+    assert nights.score("7", day(13), model=other, excludes_bought=True).rows["to_make"] == 1
+    assert nights.score("8", day(13), excludes_bought=True).rows["to_make"] == 1
+    assert {bytes(row["scorer_digest"]) for row in nights.rows(NEXT_ITEMS) if row["as_of_date"] == day(13)} == {
+        nights.model().scorer_digest
+    }
+
+    # All that is left on sale she has bought: nothing is proposed, and no older list says otherwise.
+    for item in nights.items:
+        nights.items[item] = item == "a2"
+    nights.publish()
+    assert nights.score("9", day(14), excludes_bought=True).rows["next_items_deleted"] > 0
+    assert not [who for who, _ in nights.lists() if who == "ann"]
 
 
 def test_what_is_not_there_is_said_before_anything_is_made(spark: Any, nights: Nights, tmp_path: Path) -> None:
