@@ -258,6 +258,7 @@ BASKETS: dict[str, Any] = {
 }  # fmt: skip
 OWN_WEIGHTS = (1.0, 2.0, 4.0, 8.0)  # of the model's score beside log(1 + baskets that held the item)
 PROFILE_DAYS = (30.0, 90.0, 365.0)
+TOWERS_DAYS = 90.0
 POPULARITY_WEIGHTS = (0.0, 0.02, 0.05, 0.1)
 _IS_PRODUCT = r"\d{5}[A-Z]{0,2}"
 _NOTES = (
@@ -469,7 +470,8 @@ def basket_figures(folder: Path) -> Found:
     for encoder, said in ((untuned, "untuned MiniLM"), (towers.NAME, "fine-tuned towers")):
         vectors = {month.day: title_vectors(month, encoder, folder) for month in (september, october)}
         days = max(
-            PROFILE_DAYS,
+            # The towers have seen September's baskets: of them it was chosen with towers of what was before.
+            PROFILE_DAYS if encoder == untuned else (TOWERS_DAYS,),
             key=lambda one: float(september.recall(september.profile(vectors[september.day], one), True).mean()),
         )
         alone = october.profile(vectors[october.day], days)
