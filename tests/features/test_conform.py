@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pyspark.sql import functions as F
 
-from ecomspark.features.conform import ColumnMap, conform, differences, quarantined, usable
+from ecomspark.features.conform import ColumnMap, conform, differences, folded, quarantined, usable
 from ecomspark.pipelines import import_interactions, import_items
 from ecomspark.schemas import INTERACTIONS, ITEMS
 
@@ -203,3 +203,21 @@ def test_a_map_of_attributes_is_taken_as_it_is(spark: Any) -> None:
 def test_a_mapping_has_one_origin(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"name either|Extra inputs"):
         ColumnMap.model_validate(wrong)
+
+
+def test_a_broken_copy_of_a_line_takes_nothing_from_the_line(spark: Any) -> None:
+    """Spark's reader keeps what it could read of a line with a field too many: the same key as the line itself."""
+    given = [
+        ("a", "mug", "1.50", None),
+        ("a", "mug", "1.50", "a,mug,1.50,x"),
+        ("b", "cup", "2", None),
+        ("b", "jug", "2", None),
+    ]
+    source = spark.createDataFrame(given, "id string, title string, price string, line string")
+    columns = {name: COLUMNS[name] for name in ("item_id", "title", "locale", "price", "currency")}
+    frame = conform(source, columns, ITEMS, import_items.RULES, malformed="line")
+    assert [row["item_id"] for row in usable(frame).collect()] == ["a"]
+    found = sorted((row["item_id"], *row["_reasons"]) for row in frame.collect())
+    assert found == [("a",), ("a", "malformed"), ("b", "duplicate_key"), ("b", "duplicate_key")]
+    kept = usable(folded(frame, ITEMS, F.col("title"))).collect()
+    assert sorted((row["item_id"], row["title"]) for row in kept) == [("a", "mug"), ("b", "cup")]
