@@ -31,7 +31,7 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.util import pairwise_cos_sim
+from sentence_transformers.util import cos_sim, pairwise_cos_sim
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from ecomspark.errors import way
@@ -45,7 +45,6 @@ from ecomspark.models.tokens import SequenceTokenizer, Texts
 _TOKEN_BUDGET = 2048
 _REPORT_STEPS = 20
 _SORTED_BATCHES = 50  # batches of a draw among which pairs are sorted by length
-_OPEN_BATCHES = 8  # that a pair may still join, where it belongs to something in the first of them
 _BLOCK = 256  # anchors that are looked up at a time
 
 Report = Callable[[dict[str, Any]], None]
@@ -214,8 +213,7 @@ def recall(corpus: Corpus, vectors: Vectors, places: int) -> float:
 
 
 class Pairs:
-    """The training pairs with their negatives of the epoch, in batches in which nothing is called a negative of what it
-    is known to belong to."""
+    """The training pairs with their negatives of the epoch, in batches."""
 
     valid_label_columns: Sequence[str] = ()  # the trainer asks its collator
 
@@ -241,19 +239,43 @@ class Pairs:
 
     def packed(self, draw: np.random.Generator) -> list[list[int]]:
         """The same with the negatives that there are."""
-        settings, corpus = self._settings, self._corpus
-        order, size = draw.permutation(len(self)), settings.batch_size
-        lengths = corpus.sequences.token_counts[corpus.positives]
+        order, size = draw.permutation(len(self)), self._settings.batch_size
+        lengths = self._corpus.sequences.token_counts[self._corpus.positives]
         found = []
         for start in range(0, len(order), size * _SORTED_BATCHES):
             together = order[start : start + size * _SORTED_BATCHES]
             together = together[np.argsort(-lengths[together], kind="stable")]
-            docs = np.concatenate([corpus.positives[together, None], self._negatives[together]], axis=1)
-            packed = without_false_negatives(corpus.anchors[together], docs, corpus.known, size)
-            # A pair alone, without a negative, would teach nothing.
-            is_taught = settings.hard_negatives.per_pair > 0
-            found += [together[rows].tolist() for rows in packed if len(rows) > 1 or is_taught]
+            found += [together[at : at + size].tolist() for at in range(0, len(together), size)]
         return [found[place] for place in draw.permutation(len(found))]
+
+    def has_negatives(self) -> bool:
+        """Whether any passage of a pair is not known to belong to another's anchor."""
+        passages, anchors = set(self._corpus.positives.tolist()), np.unique(self._corpus.anchors)
+        return any(not self._corpus.known[anchor].issuperset(passages) for anchor in anchors.tolist())
+
+    def belongs(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which passages of some rows, all positives before the first negatives and so on, are no negatives of an
+        anchor, because they are known to belong to it: shape (rows, rows x (1 + negatives)). A row's own positive is
+        the one that is to be found, and false.
+        """
+        passages = np.concatenate([self._corpus.positives[rows, None], self._negatives[rows]], axis=1).T.ravel()
+        known = [self._corpus.known[anchor] for anchor in self._corpus.anchors[rows].tolist()]
+        found = np.array([[passage in of for passage in passages.tolist()] for of in known])
+        found[np.arange(len(rows)), np.arange(len(rows))] = False
+        return found
+
+    def margins(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """How far the teacher has a row's positive before each of its negatives, shape (rows, negatives); not a number
+        where the anchor is no query."""
+        made = np.full((len(rows), self._negatives.shape[1]), np.nan, dtype=np.float32)
+        for place, row in enumerate(rows.tolist()):
+            if self._corpus.is_asked[row]:
+                anchor, own = int(self._corpus.anchors[row]), self._said_of(row)
+                made[place] = [own - self._said[anchor, other] for other in self._negatives[row].tolist()]
+        return made
+
+    def _said_of(self, row: int) -> float:
+        return self._said[int(self._corpus.anchors[row]), int(self._corpus.positives[row])]
 
     def _mine(self, draw: np.random.Generator) -> None:
         corpus, settings = self._corpus, self._settings.hard_negatives
@@ -266,10 +288,10 @@ class Pairs:
         self._ask([(int(corpus.anchors[row]), int(corpus.positives[row])) for row in of_queries])
         self._ask([(int(corpus.anchors[row]), passage) for row in of_queries for passage in found[row]])
         left_out = filled = 0
-        for row, (anchor, positive) in enumerate(zip(corpus.anchors.tolist(), corpus.positives.tolist(), strict=True)):
+        for row, anchor in enumerate(corpus.anchors.tolist()):
             left = found[row]
             if is_asked[row]:
-                bound = settings.max_share_of_positive * self._said[anchor, positive]
+                bound = settings.max_share_of_positive * self._said_of(row)
                 left = [passage for passage in left if self._said[anchor, passage] < bound]
                 left_out += len(found[row]) - len(left)
             left = left[: settings.per_pair]
@@ -295,7 +317,8 @@ class Pairs:
             self._said |= dict(zip(new, np.nan_to_num(said).tolist(), strict=True))
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
-        """What the trainer hands to the loss of some rows: the token ids that `models.embedder` would read."""
+        """What the trainer hands to the loss of some rows: the token ids that `models.embedder` would read, and which
+        rows they are."""
         at = np.array([row["row"] for row in rows])
         anchors, positives = self._corpus.anchors[at], self._corpus.positives[at]
         negatives = self._negatives[at]
@@ -308,13 +331,7 @@ class Pairs:
             tokens = int(self._corpus.sequences.token_counts[numbers].sum())
             self.token_count += tokens
             self.padding_count += inputs["input_ids"].numel() - tokens
-        if "margin" in self._settings.losses and negatives.shape[1]:
-            of = zip(self._corpus.is_asked[at], anchors.tolist(), positives.tolist(), negatives.tolist(), strict=True)
-            margins = [
-                [self._said[a, p] - self._said[a, other] if is_asked else math.nan for other in others]
-                for is_asked, a, p, others in of
-            ]
-            made["label"] = torch.tensor(margins, dtype=torch.float32)
+        made["label"] = torch.from_numpy(at)
         return made
 
 
@@ -348,72 +365,49 @@ def mined(
     return found, counts
 
 
-def without_false_negatives(
-    anchors: Numbers, passages: Numbers, known: Mapping[int, set[int]], size: int
-) -> list[list[int]]:
-    """Rows in batches of up to `size`, in the order given, so that in no batch a passage of one row is known to belong
-    to the anchor of another.
-
-    `passages`: shape (rows, passages a row), the row's own first. A row that fits none of the open batches opens one:
-    some batches are smaller.
-    """
-    done: list[list[int]] = []
-    open_batches: list[tuple[list[int], set[int], set[int]]] = []  # rows, their passages, what belongs to their anchors
-    for row, (anchor, own) in enumerate(zip(anchors.tolist(), passages.tolist(), strict=True)):
-        belongs = known[anchor]
-        for at, (rows, there, belong) in enumerate(open_batches):
-            if belong.isdisjoint(own) and belongs.isdisjoint(there):
-                rows.append(row)
-                there.update(own)
-                belong.update(belongs)
-                if len(rows) == size:
-                    done.append(open_batches.pop(at)[0])
-                break
-        else:
-            open_batches.append(([row], set(own), set(belongs)))
-            if len(open_batches) > _OPEN_BATCHES:
-                done.append(open_batches.pop(0)[0])
-    return done + [rows for rows, _, _ in open_batches]
-
-
 class _Sampler(DefaultBatchSampler):
-    """The batches of each epoch. The trainer wants their number beforehand: what goes beyond it, the smallest, is left
-    for another epoch."""
+    """The batches of each epoch."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, pairs: Pairs, count: int, seed: int) -> None:
+    def __init__(self, dataset: Dataset, batch_size: int, pairs: Pairs, seed: int) -> None:
         super().__init__(dataset, batch_size=batch_size, drop_last=False, seed=seed)
-        self._pairs, self._count = pairs, count
+        self._pairs = pairs
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self._pairs.batches(self.epoch or 0)
-        largest = sorted(range(len(batches)), key=lambda at: (-len(batches[at]), at))[: self._count]
-        yield from (batches[at] for at in sorted(largest))
+        yield from self._pairs.batches(self.epoch or 0)
 
     def __len__(self) -> int:
-        return self._count
+        return math.ceil(len(self._pairs) / self.batch_size)
 
 
 class Together(torch.nn.Module):
-    """The losses of a batch, whose texts are embedded once for all of them."""
+    """The losses of a batch, whose texts are embedded once for all of them. `labels`: the rows of the batch."""
 
-    def __init__(self, model: SentenceTransformer, settings: EmbedderTraining) -> None:
+    def __init__(self, model: SentenceTransformer, pairs: Pairs, settings: EmbedderTraining) -> None:
         super().__init__()
         self.model = model
-        self._weights = settings.losses
-        self._ranking = MultipleNegativesRankingLoss(model, scale=settings.scale)
+        self._pairs, self._weights = pairs, settings.losses
+        self._belongs = torch.empty(0, 0, dtype=torch.bool)
+        self._ranking = MultipleNegativesRankingLoss(model, scale=settings.scale, similarity_fct=self._similarity)
         self._margin = MarginMSELoss(model, similarity_fct=pairwise_cos_sim)
 
     def forward(self, features: Sequence[dict[str, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
-        embeddings = embed_columns(self.model, features)
+        embeddings, rows = embed_columns(self.model, features), labels.cpu().numpy()
         loss = embeddings[0].sum() * 0.0
         if weight := self._weights.get("ranking"):
+            self._belongs = torch.from_numpy(self._pairs.belongs(rows)).to(labels.device)
             loss = loss + weight * self._ranking.compute_loss_from_embeddings(embeddings, labels)
-        if (weight := self._weights.get("margin")) and labels is not None:  # before from_epoch there is none
-            is_asked = ~labels.isnan().any(dim=1)
+        # Before from_epoch there are no negatives.
+        if (weight := self._weights.get("margin")) and len(embeddings) > 2:
+            margins = torch.from_numpy(self._pairs.margins(rows)).to(labels.device)
+            is_asked = ~margins.isnan().any(dim=1)
             if is_asked.any():
                 of_queries = [of[is_asked] for of in embeddings]
-                loss = loss + weight * self._margin.compute_loss_from_embeddings(of_queries, labels[is_asked])
+                loss = loss + weight * self._margin.compute_loss_from_embeddings(of_queries, margins[is_asked])
         return loss
+
+    def _similarity(self, anchors: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
+        """Cosines; of what is known to belong together and is not to be found now, none: no false negatives."""
+        return cos_sim(anchors, passages).masked_fill(self._belongs, float("-inf"))
 
 
 class Judge(TrainerCallback):
@@ -476,12 +470,11 @@ def _train(
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-    loss: torch.nn.Module = Together(model, settings)
+    loss: torch.nn.Module = Together(model, pairs, settings)
     if settings.sizes:
         loss = MatryoshkaLoss(model, loss, sorted({*settings.sizes, _width(model)}, reverse=True))
     rows = Dataset.from_dict({"row": list(range(len(pairs)))})
-    count = len(pairs.packed(np.random.default_rng(settings.seed)))
-    if not count:
+    if not (settings.hard_negatives.per_pair or pairs.has_negatives()):
         raise ValueError(
             "train: no two pairs that are not known to belong together; set hard_negatives.per_pair above 0"
         )
@@ -506,7 +499,7 @@ def _train(
     )
 
     def sampler(dataset: Dataset, batch_size: int, **_: Any) -> _Sampler:
-        return _Sampler(dataset, batch_size, pairs, count, settings.seed)
+        return _Sampler(dataset, batch_size, pairs, settings.seed)
 
     arguments.batch_sampler = sampler
     trainer = _Trainer(

@@ -21,12 +21,12 @@ from ecomspark.models.finetune_embedder import (
     Corpus,
     Pairs,
     Plan,
+    Together,
     Vectors,
     encoder_of,
     fine_tune,
     mined,
     recall,
-    without_false_negatives,
 )
 from ecomspark.models.loading import load_tokenizer
 from ecomspark.models.tokens import SequenceTokenizer
@@ -96,8 +96,8 @@ def test_what_was_trained_is_what_the_embedder_runs(tmp_path: Path) -> None:
     assert np.allclose(np.linalg.norm(found.embed(texts, "passage"), axis=1), 1, atol=1e-5)
 
 
-def test_no_batch_calls_a_negative_what_belongs_to_another_of_its_queries(tmp_path: Path) -> None:
-    """Many queries want the same items, so that a blind draw would fail."""
+def test_what_belongs_to_an_anchor_is_none_of_its_negatives(tmp_path: Path) -> None:
+    """Many queries want the same items: a blind draw calls them negatives."""
     rows = [
         ("query", f"{colour} {thing}", f"{place} {other}", True, "train")
         for colour, place in ASKED.items() for thing in THINGS[:3] for other in THINGS[:3]
@@ -106,28 +106,51 @@ def test_no_batch_calls_a_negative_what_belongs_to_another_of_its_queries(tmp_pa
     of = plan(tmp_path, hard_negatives={"per_pair": 2, "from_epoch": 0}, batch_size=4)
     corpus, vectors = corpus_of(of, examples)
     pairs = Pairs(corpus, vectors, of.training, None, lambda _: None)
-    seen = set()
+    seen, masked = [], 0
     for epoch in range(3):
         for batch in pairs.batches(epoch):
             assert len(batch) <= 4
-            seen.update(batch)
-            for row in batch:
-                others = [corpus.positives[other] for other in batch if other != row]
-                others += [passage for other in batch for passage in pairs._negatives[other]]
-                assert corpus.known[corpus.anchors[row]].isdisjoint(others)
-    assert seen == set(range(len(pairs)))
-    blind = [list(range(at, at + 4)) for at in range(0, len(pairs) - 3, 4)]
-    assert any(not corpus.known[corpus.anchors[one]].isdisjoint([corpus.positives[other] for other in batch if other != one])
-               for batch in blind for one in batch), "a blind draw would do as well"  # fmt: skip
+            seen += batch
+            belongs = pairs.belongs(np.array(batch))
+            assert belongs.shape == (len(batch), 3 * len(batch))
+            columns = [corpus.positives[batch], *pairs._negatives[batch].T]
+            for at, row in enumerate(batch):
+                for place, passage in enumerate(np.concatenate(columns).tolist()):
+                    is_known = passage in corpus.known[corpus.anchors[row]]
+                    assert belongs[at, place] == (is_known and place != at)
+            masked += int(belongs.sum())
+    assert sorted(seen) == sorted(3 * list(range(len(pairs))))
+    assert masked > 0, "a blind draw would do as well"
 
 
-def test_batches_are_filled_in_the_order_given_and_rows_that_fit_none_open_one() -> None:
-    anchors, passages = np.array([1, 1, 2, 3]), np.array([[11], [12], [12], [13]])
-    known = {1: {11, 12}, 2: {12}, 3: {13}}
-    # The second row's query is the first's; the third wants what the first wants, too; the fourth joins the first.
-    assert without_false_negatives(anchors, passages, known, 2) == [[0, 3], [1], [2]]
-    with_negatives = np.array([[11, 14], [12, 14], [12, 15], [13, 12]])
-    assert without_false_negatives(anchors, with_negatives, known, 2) == [[0], [1], [2], [3]]
+def test_the_loss_does_not_change_with_what_belongs_to_an_anchor(tmp_path: Path) -> None:
+    """InfoNCE by hand, over a batch in which two pairs are of one anchor and one passage belongs to two."""
+    rows = [
+        ("red mug", "kitchen mug"),
+        ("red mug", "kitchen cup"),
+        ("blue mug", "garden mug"),
+        ("pink mug", "kitchen mug"),
+    ]
+    given = [("query", *row, True, side) for row in rows for side in ("train", "validation")]
+    examples = pd.DataFrame(given, columns=related().columns)
+    of = plan(tmp_path)
+    corpus, vectors = corpus_of(of, examples)
+    pairs = Pairs(corpus, vectors, of.training, None, lambda _: None)
+    batch = pairs([{"row": row} for row in range(len(pairs))])
+    model = encoder_of(open_checkpoint(tmp_path, "base"), of.card).eval()
+    columns = [
+        {name.removeprefix(f"{of}_"): value for name, value in batch.items() if name.startswith(f"{of}_")}
+        for of in ("anchor", "positive")
+    ]
+    found = float(Together(model, pairs, of.training)(columns, batch["label"]))
+    cosines = vectors.of(corpus.anchors) @ vectors.of(corpus.positives).T * of.training.scale
+    losses = []
+    for row, anchor in enumerate(corpus.anchors):
+        others = [at for at, text in enumerate(corpus.positives) if at == row or text not in corpus.known[anchor]]
+        losses.append(np.log(np.exp(cosines[row, others]).sum()) - cosines[row, row])
+    assert found == pytest.approx(np.mean(losses), abs=1e-4)
+    blind = np.mean(np.log(np.exp(cosines).sum(1)) - np.diag(cosines))
+    assert abs(blind - found) > 0.1
 
 
 def test_hard_negatives_are_near_and_neither_relevant_nor_nearer_than_the_guard_lets(tmp_path: Path) -> None:
@@ -163,14 +186,13 @@ def test_neither_what_is_held_out_nor_an_items_own_text_is_a_negative(tmp_path: 
     assert corpus.wanted[mug] == {cup}
     pairs = Pairs(corpus, vectors, of.training, None, lambda _: None)
     for batch in pairs.batches(0):
-        for row in batch:
-            others = {
-                int(text)
-                for other in batch
-                if other != row
-                for text in (corpus.positives[other], *pairs._negatives[other])
-            }
-            assert not corpus.known[corpus.anchors[row]] & (others | set(pairs._negatives[row].tolist()))
+        belongs = pairs.belongs(np.array(batch))
+        for at, row in enumerate(batch):
+            own = {int(text) for text in pairs._negatives[row]}
+            assert not corpus.known[corpus.anchors[row]] & own
+            for place, other in enumerate(batch):
+                if other != row and corpus.positives[other] in corpus.known[corpus.anchors[row]]:
+                    assert belongs[at, place]
     # What was taught and the text itself leave their places to others: with one place, only what is held out fills it.
     all_but_wanted = np.array(
         [text for text in corpus.pool if text not in {number[f"kitchen {t}"] for t in THINGS[:3]}]
@@ -195,8 +217,8 @@ def test_a_teacher_of_relevance_is_not_asked_what_is_bought_together(tmp_path: P
     pairs.batches(0)
     asked = {corpus.plain[anchor] for anchor, _ in pairs._said}
     assert asked == {text for text in related()["anchor_text"].dropna() if not text.endswith("sign")}
-    labels = pairs([{"row": row} for row in range(len(pairs))])["label"]
-    assert labels.isnan().any(dim=1).tolist() == (~corpus.is_asked).tolist()
+    margins = pairs.margins(np.arange(len(pairs)))
+    assert np.isnan(margins).any(axis=1).tolist() == (~corpus.is_asked).tolist()
     made = trained(tmp_path, examples=examples, **settings)
     assert all(np.isfinite(values).all() for values in load_file(made.folder / "model.safetensors").values())
 
@@ -227,10 +249,10 @@ def test_the_teacher_tells_margins_and_takes_out_what_it_finds_as_good(tmp_path:
     corpus, vectors = corpus_of(of, related())
     pairs = Pairs(corpus, vectors, of.training, open_checkpoint(tmp_path, "teacher"), lambda _: None)
     [first, *_] = pairs.batches(0)
-    labels = pairs([{"row": row} for row in first])["label"]
-    assert labels.shape == (len(first), 2)
+    margins = pairs.margins(np.array(first))
+    assert margins.shape == (len(first), 2)
     anchor, own, other = corpus.anchors[first[0]], corpus.positives[first[0]], pairs._negatives[first[0], 1]
-    assert labels[0, 1].item() == pytest.approx(pairs._said[anchor, own] - pairs._said[anchor, other], abs=1e-6)
+    assert margins[0, 1] == pytest.approx(pairs._said[anchor, own] - pairs._said[anchor, other], abs=1e-6)
 
 
 def same(one: Checkpoint, other: Checkpoint) -> bool:
