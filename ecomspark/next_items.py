@@ -38,6 +38,7 @@ class NextItemModel(Protocol):
 
     def states(self, histories: list[list[str]], vectors: Mapping[str, Any] | None = None) -> NDArray[np.float32]: ...
     def items(self, ids: list[str], vectors: Mapping[str, Any] | None = None) -> NDArray[np.float32]: ...
+    def own(self, histories: list[list[str]]) -> list[dict[str, float]]: ...
     def confidence(self, scores: NDArray[Any], k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
 
 
@@ -92,7 +93,8 @@ def next_items(
 ) -> DataFrame:
     """The k likeliest items after each state, of the shelf: the columns of `NEXT`, rows of one shopper together.
 
-    `states`: (shopper_id, history_digest, vector, excluded: ids that are not proposed, or null). Scores are rounded
+    `states`: (shopper_id, history_digest, item_ids: the history, vector, excluded: ids that are not proposed, or null).
+    Scores are rounded
     before they are ordered, equal ones by item_id. Confidence is the model's over what can be proposed: of excluded
     items none is the next one. A shopper for whom nothing is left has no row.
     """
@@ -108,10 +110,11 @@ def next_items(
             for batch in _sliced(batches, max(1, scores_at_once // len(ids))):
                 with without_values(), spent.timed("forward"):
                     vectors = batch.column("vector").flatten().to_numpy().reshape(-1, width)
-                    # A second stage that weighs own purchases, recency and the like beside these scores stands here.
-                    scores: NDArray[Any] = np.round(
-                        (vectors @ matrix[:, :width].T + matrix[:, width]).astype(np.float64), SCORE_DECIMALS
-                    )
+                    scores: NDArray[Any] = (vectors @ matrix[:, :width].T + matrix[:, width]).astype(np.float64)
+                    for row, own in enumerate(model.own(batch.column("item_ids").to_pylist())):
+                        for item_id in own.keys() & places.keys():
+                            scores[row, places[item_id]] += own[item_id]
+                    np.round(scores, SCORE_DECIMALS, out=scores)
                     for row, excluded in enumerate(batch.column("excluded").to_pylist()):
                         out = [places[item_id] for item_id in excluded or () if item_id in places]
                         scores[row, out] = -np.inf
@@ -120,9 +123,8 @@ def next_items(
                 if made.num_rows:
                     yield made
 
-    return states.select("shopper_id", "history_digest", "vector", "excluded").mapInArrow(
-        proposed, NEXT, profile=profile
-    )
+    read = states.select("shopper_id", "history_digest", "item_ids", "vector", "excluded")
+    return read.mapInArrow(proposed, NEXT, profile=profile)
 
 
 _matrices: dict[tuple[Description, bytes], tuple[NDArray[np.float32], NDArray[Any]]] = {}

@@ -14,10 +14,12 @@ WIDTH = 4
 
 @dataclass(frozen=True)
 class TracedSequence:
-    """`new`: items that it did not learn and knows by their text alone; without a text it proposes them never."""
+    """`new`: items that it did not learn and knows by their text alone; without a text it proposes them never. `again`:
+    what an item adds to its own score each time that it was read."""
 
     folder: str
     new: tuple[str, ...] = ()
+    again: float = 0.0
 
     def load(self) -> "TracedSequenceModel":
         _note(self.folder, "sequence-loads", str(os.getpid()))
@@ -52,6 +54,9 @@ class TracedSequenceModel:
         _note(self.of.folder, "matrices", str(len(ids)))
         made = [[*vector(item_id, vectors or {}), self._bias(item_id, vectors or {})] for item_id in ids]
         return np.array(made, dtype=np.float32).reshape(-1, WIDTH + 1)
+
+    def own(self, histories: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+        return [{item_id: self.of.again * history.count(item_id) for item_id in history} for history in histories]
 
     def confidence(self, scores: NDArray[Any], k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))

@@ -5,11 +5,13 @@ from pyspark.sql import functions as F
 
 
 def bought_together(interactions: DataFrame, min_count: int, per_item: int, max_basket: int) -> DataFrame:
-    """(item_id, other_id, baskets): of each item the `per_item` others that most often were in a basket with it.
+    """(item_id, other_id, baskets): of each item the `per_item` others nearest to it by the cosine of the baskets that
+    held them (Sarwar et al. 2001): what sells with everything is near to nothing.
 
     `interactions`: rows of `interactions`. Both directions of a pair are there, each by its own item's order; ties: by
-    other_id. A pair of fewer than `min_count` baskets is left out, as are baskets of more than `max_basket` items: they
-    are of resellers, and their pairs grow with the square of them. What was returned counts as bought.
+    other_id. `baskets`: those that held both. A pair of fewer than `min_count` of them is left out, as are baskets of
+    more than `max_basket` items: they are of resellers, and their pairs grow with the square of them; how often an item
+    was bought at all is counted over every basket. What was returned counts as bought.
     """
     bought = interactions.where("kind = 'purchase' AND basket_id IS NOT NULL").select("basket_id", "item_id").distinct()
     sizes = bought.groupBy("basket_id").agg(F.count("*").alias("_size"))
@@ -18,7 +20,11 @@ def bought_together(interactions: DataFrame, min_count: int, per_item: int, max_
     others = in_baskets.select("basket_id", F.col("item_id").alias("other_id"))
     pairs = in_baskets.join(others, on="basket_id", how="inner").where("item_id <> other_id")
     counted = pairs.groupBy("item_id", "other_id").agg(F.count("*").alias("baskets"))
-    most_first = Window.partitionBy("item_id").orderBy(F.desc("baskets"), "other_id")
+    of_other = bought.groupBy(F.col("item_id").alias("other_id")).agg(F.count("*").alias("_of_other"))
+    counted = counted.join(of_other, on="other_id", how="inner")
+    # Of one item's others; its own count, the same for all of them, is left out.
+    nearest = F.col("baskets") / F.sqrt("_of_other")
+    most_first = Window.partitionBy("item_id").orderBy(nearest.desc(), "other_id")
     placed = counted.where(F.col("baskets") >= min_count).withColumn("_place", F.row_number().over(most_first))
     return placed.where(F.col("_place") <= per_item).select("item_id", "other_id", "baskets")
 

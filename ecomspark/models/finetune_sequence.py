@@ -29,6 +29,7 @@ from sklearn.utils.extmath import randomized_svd
 from ecomspark.errors import way
 from ecomspark.models.calibration import calibrate
 from ecomspark.models.checkpoint import Card, Checkpoint, Confidence, seal, workroom
+from ecomspark.models.loading import device_of
 from ecomspark.models.sequence import CLOSED, Body, Linear, Network, Sizes, save, weighed
 from ecomspark.models.sequence_options import SequenceTraining
 
@@ -101,7 +102,7 @@ def fine_tune(plan: Plan, sequences: pd.DataFrame, vectors: pd.DataFrame | None,
     sizes = Sizes(
         item_count=len(items.ids),
         text_width=items.text_width,
-        **settings.model_dump(include={"architecture", "width", "layers", "heads", "max_items", "half_life_items"}),
+        **settings.model_dump(include=set(Sizes.model_fields) - {"item_count", "text_width"}),
     )
     metrics: dict[str, dict[str, float]] = {"before": popularity(train, judged, len(items.ids))}
     report({"step": "before", **metrics["before"], "of": "popularity, validation sequences"})
@@ -187,8 +188,10 @@ class Learner:
     def __init__(self, sizes: Sizes, body: Body, items: Items, settings: SequenceTraining) -> None:
         torch.manual_seed(settings.seed)
         self._random = np.random.default_rng(settings.seed)
-        self._sizes, self._body, self._items, self._settings = sizes, body, items, settings
-        self.network = Network(sizes, body, settings.dropout, settings.input_dropout)
+        self._sizes, self._body, self._settings = sizes, body, settings
+        self.network = Network(sizes, body, settings.dropout, settings.input_dropout).to(device_of(None))
+        self._device = self.network.bias.device
+        self._texts = items.texts.to(self._device)
 
     def begin(self, vectors: NDArray[np.float32]) -> "Learner":
         """Start from these vectors of the items."""
@@ -234,15 +237,15 @@ class Learner:
                 break
         made = Network(self._sizes, self._body)
         made.load_state_dict(state)
-        return made.eval(), best
+        return made.to(self._device).eval(), best
 
     def _fused(self) -> Network:
         """A copy to be asked: an item's vector is its id's and its text's together."""
-        made = Network(self._sizes, self._body)
+        made = Network(self._sizes, self._body).to(self._device)
         made.load_state_dict(self.network.state_dict())
         if made.text is not None:
             with torch.no_grad():
-                made.embedding.weight += made.text(self._items.texts)
+                made.embedding.weight += made.text(self._texts)
         return made.eval()
 
     def _loss(self, windows: list[NDArray[np.int64]], weights: NDArray[np.float32]) -> torch.Tensor:
@@ -252,19 +255,19 @@ class Learner:
         read, wanted = np.zeros(is_read.shape, dtype=np.int64), np.zeros(is_read.shape, dtype=np.int64)
         read[is_read] = np.concatenate([window[:-1] for window in windows])
         wanted[is_read] = np.concatenate([window[1:] for window in windows])
-        own = torch.from_numpy(wanted[is_read])
+        own = self._there(wanted[is_read])
         is_all = settings.negatives >= count
         drawn = np.arange(count) if is_all else np.sort(self._random.choice(count, settings.negatives, replace=False))
-        negatives = torch.from_numpy(drawn)
-        firsts = torch.from_numpy(np.array([window[0] for window in windows]))
+        negatives = self._there(drawn)
+        firsts = self._there(np.array([window[0] for window in windows]))
         numbers, places = torch.unique(
-            torch.cat([torch.from_numpy(read.ravel()), own, negatives, firsts]), return_inverse=True
+            torch.cat([self._there(read.ravel()), own, negatives, firsts]), return_inverse=True
         )
         vectors, bias = self._vectors(numbers)
         of_read, of_own, of_negatives, of_firsts = places.split([read.size, len(own), len(drawn), len(firsts)])
         # So that [unknown] is learnt, too: with texts it stands for items that have none.
-        of_read = of_read.masked_fill(torch.rand(of_read.shape) < _UNKNOWN_SHARE, len(numbers))
-        states = network(vectors[of_read].view(*read.shape, -1))[torch.from_numpy(is_read)]
+        of_read = of_read.masked_fill(torch.rand(of_read.shape, device=self._device) < _UNKNOWN_SHARE, len(numbers))
+        states = network(vectors[of_read].view(*read.shape, -1))[self._there(is_read)]
         # Each of those drawn stands for so many.
         others, stands_for = vectors[of_negatives], math.log((count - 1) / max(1, len(drawn) - is_all))
         of_others = bias[of_negatives] + stands_for
@@ -274,19 +277,23 @@ class Learner:
         is_drawn = negatives[at] == own
         said[is_drawn.nonzero()[:, 0], at[is_drawn]] = float("-inf")
         losses = torch.logaddexp(said.logsumexp(1), mine) - mine
-        of_place = torch.from_numpy(np.repeat(weights, lengths - 1))
+        of_place = self._there(np.repeat(weights, lengths - 1))
         first = vectors[of_firsts] @ network.start + bias[of_firsts]
         every = (others @ network.start + of_others).logsumexp(0)
         loss: torch.Tensor = (losses * of_place).sum() / of_place.sum() + _START_WEIGHT * (every - first).mean()
         return loss
+
+    def _there(self, values: NDArray[Any]) -> torch.Tensor:
+        """On the network's device."""
+        return torch.from_numpy(values).to(self._device)
 
     def _vectors(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit vectors of items, [unknown] behind them, and biases; some with their text alone, as new items are."""
         network = self.network
         rows, bias = network.embedding(numbers), network.bias[numbers]
         if network.text is not None:
-            keeps = (torch.rand(len(numbers)) >= self._settings.id_dropout).float()
-            rows = rows * keeps[:, None] + network.text(self._items.texts[numbers])
+            keeps = (torch.rand(len(numbers), device=self._device) >= self._settings.id_dropout).float()
+            rows = rows * keeps[:, None] + network.text(self._texts[numbers])
             bias = bias * keeps + network.new_bias * (1 - keeps)
         return network.vectors(torch.cat([rows, network.unknown[None]])), bias
 
@@ -340,9 +347,13 @@ def scores_of(
             for place, of in enumerate(some):
                 ids[place, : len(of)] = torch.from_numpy(of)
             ids[ids < 0] = sizes.item_count
+            ids = ids.to(bias.device)
             scores = bias.expand(len(some), -1).clone()
             for network, table in zip(networks, tables, strict=True):
                 scores += network.last(table, ids, lengths) @ table[:-1].T / len(networks)
+            if sizes.own_weight:
+                counted = weighed(ids.cpu().numpy(), lengths, len(tables[0]), math.inf)[:, :-1]
+                scores += torch.from_numpy(counted.astype(np.float32).toarray()).to(bias.device) * sizes.own_weight
             yield scores
 
 
@@ -354,9 +365,9 @@ def _ranks(blocks: Iterator[torch.Tensor], sequences: list[NDArray[np.int64]]) -
     """The place of each sequence's last item among all, behind those with the same score; 0: it cannot be proposed."""
     start = 0
     for scores in blocks:
-        wanted = torch.tensor([int(of[-1]) for of in sequences[start : start + len(scores)]])
+        wanted = torch.tensor([int(of[-1]) for of in sequences[start : start + len(scores)]], device=scores.device)
         own = scores.gather(1, wanted.clamp(min=0)[:, None])
-        yield ((scores >= own).sum(1) * (wanted >= 0)).numpy()
+        yield ((scores >= own).sum(1) * (wanted >= 0)).cpu().numpy()
         start += len(scores)
 
 
@@ -385,9 +396,9 @@ def fitted(
     start = 0
     for scores in scores_of(networks, judged, sizes):
         known = wanted[start : start + len(scores)] >= 0
-        own = torch.from_numpy(wanted[start : start + len(scores)][known])[:, None]
+        own = torch.from_numpy(wanted[start : start + len(scores)][known]).to(scores.device)[:, None]
         for place, temperature in enumerate(_TEMPERATURES):
-            said = scores[torch.from_numpy(known)] / temperature
+            said = scores[torch.from_numpy(known).to(scores.device)] / temperature
             losses[place] += float((said.logsumexp(1) - said.gather(1, own)[:, 0]).sum())
         start += len(scores)
     temperature = float(_TEMPERATURES[int(losses.argmin())])
@@ -398,7 +409,7 @@ def fitted(
     for scores in scores_of(networks, judged, sizes):
         best = torch.softmax(scores.double() / temperature, 1).topk(min(max(list_sizes), sizes.item_count), 1).values
         for size in list_sizes:
-            masses[size].append(best[:, :size].sum(1).numpy())
+            masses[size].append(best[:, :size].sum(1).cpu().numpy())
         ranks += list(_ranks(iter([scores]), judged[start : start + len(scores)]))
         start += len(scores)
     places = np.concatenate(ranks)

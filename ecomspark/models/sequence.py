@@ -20,6 +20,7 @@ import json
 import math
 import resource
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,7 @@ class Sizes(BaseModel):
     max_items: int
     text_width: int = 0  # of the encoder's vectors; 0: no texts
     half_life_items: float = 100.0  # of those in closed form: an item so many back counts half
+    own_weight: float = 0.0  # of log(1 + how often an item was read), beside its score
 
     @property
     def bodies(self) -> tuple[Body, ...]:
@@ -228,7 +230,7 @@ class Host:
 class SequenceModel:
     """A model on a device, with the ids that it knows. Make one with `load`.
 
-    The score of an item after a history is [state, 1] @ its row of `items`.
+    The score of an item after a history is [state, 1] @ its row of `items`, and what `own` has of it.
     """
 
     def __init__(
@@ -278,6 +280,15 @@ class SequenceModel:
         bias = np.mean(biases, axis=0, dtype=np.float32).reshape(-1, 1)
         made = np.concatenate([*tables, bias], axis=1).astype(np.float32)
         return np.ascontiguousarray(made[places]) if len(ids) else np.empty((0, self.width + 1), dtype=np.float32)
+
+    def own(self, histories: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+        """What items of each history add to their own scores, because they were read, by item id; nothing where the
+        model has no `own_weight`. The newest `max_items` are read."""
+        weight = self._sizes.own_weight
+        if not weight:
+            return [{} for _ in histories]
+        counts = [Counter(history[-self._sizes.max_items :]) for history in histories]
+        return [{item_id: weight * math.log1p(count) for item_id, count in of.items()} for of in counts]
 
     def confidence(self, scores: NDArray[Any], k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Of scores of all items that can be proposed, shape (n, m): the chance of each of the k best to be the next

@@ -54,6 +54,12 @@ class SequenceTraining(Section):
         0.05, "of spectral: how much an item speaks for itself beyond what the rank of its vector tells", ge=0
     )
     popularity: float = setting(0.1, "of spectral: weight of log(1 + times seen) beside 14 times the cosine", ge=0)
+    own_weight: float = setting(
+        0.0,
+        "an item's score gains so many times log(1 + how often it was read): for what is bought again and again; "
+        "0.17 for histories of baskets with `linear`",
+        ge=0,
+    )
     patience: int = setting(2, "epochs without a better validation MRR before it stops", unit="epochs", ge=1)
     seed: int = setting(13, "of initialisation, order, dropout and negatives")
     threads: int | None = setting(

@@ -59,7 +59,12 @@ class Bought(Section):
     `min_count` where that matters."""
 
     min_count: int = setting(2, "baskets, or purchases after a query, from which a pair counts", ge=1)
-    per_anchor: int = setting(10, "items of an item or query at most, the most frequent", unit="items", ge=1)
+    per_anchor: int = setting(
+        4,
+        "items of an item at most, the nearest by the baskets that held both; of a query the most bought",
+        unit="items",
+        ge=1,
+    )
     max_basket: int = setting(100, "baskets of more items are left out", unit="items", ge=2)
     validation_share: float = setting(
         0.1, "part of the pairs to choose the best epoch on, where none is judged", gt=0, lt=1

@@ -472,7 +472,7 @@ def _made(
     wanted = lists.needed.select("history_digest").distinct()
     of_model = F.col("scorer_digest") == F.lit(model.scorer_digest)
     states = tables.read_memory(warehouse, SEQUENCE_STATES, wanted).where(of_model).select("history_digest", "vector")
-    rows = lists.needed.drop("item_ids").join(states, on="history_digest", how="inner")
+    rows = lists.needed.join(states, on="history_digest", how="inner")
     tasks = rows.repartition(math.ceil(lists.needed_count / config.rows_per_task), "shopper_id")
     costs, start = costs_of(spark), time.monotonic()
     profile = profile_of(spark, config.resources)

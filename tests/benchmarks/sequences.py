@@ -252,11 +252,11 @@ def session_figures(folder: Path) -> Found:
     yield "next item, Diginetica: confidence: Brier score", brier, ""
 
 
-# Chosen on September, trained on what was before.
+# Chosen on June to September, each trained on what was before it.
 BASKETS: dict[str, Any] = {
-    "architecture": "linear", "width": 256, "max_items": 1_000, "half_life_items": 100.0, "shrinkage": 40.0, "threads": 1
+    "architecture": "linear", "width": 512, "max_items": 1_000, "half_life_items": 100.0, "shrinkage": 40.0,
+    "own_weight": 0.17, "threads": 1,
 }  # fmt: skip
-OWN_WEIGHTS = (1.0, 2.0, 4.0, 8.0)  # of the model's score beside log(1 + baskets that held the item)
 PROFILE_DAYS = (30.0, 90.0, 365.0)
 TOWERS_DAYS = 90.0
 POPULARITY_WEIGHTS = (0.0, 0.02, 0.05, 0.1)
@@ -358,14 +358,15 @@ def retail_lines() -> pd.DataFrame:
     return lines[lines["item"].str.fullmatch(_IS_PRODUCT)].reset_index(drop=True)
 
 
-def basket_scores(month: Month, folder: Path) -> NDArray[np.float64]:
-    """The scores of a model trained on all histories before the month, whole histories read."""
+def basket_scores(month: Month, folder: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores by a model trained on all histories before the month, whole histories read: with what items gain for
+    having been bought, and without."""
     from ecomspark.models import sequence
     from ecomspark.models.checkpoint import CARD, Card, open_checkpoint
     from ecomspark.models.finetune_sequence import Plan, fine_tune
     from ecomspark.models.sequence_options import SequenceTraining
 
-    name = f"sequence-retail-{month.day}"
+    name = f"sequence-retail-own-{month.day}"
     if not (folder / name / CARD).exists():
         # No setting is chosen by this validation, and the confidence that it gives is not used here.
         judged = month.histories[month.histories.map(len) > 1]
@@ -386,8 +387,14 @@ def basket_scores(month: Month, folder: Path) -> NDArray[np.float64]:
     if made.card.settings != BASKETS:
         raise ValueError(f"{made.folder}: made with {made.card.settings}, wanted {BASKETS}; take it away")
     model = sequence.load(made.folder, made.scorer_digest, "cpu")
-    states = model.states(list(month.histories.loc[month.customers]))
-    return np.hstack([states, np.ones((len(states), 1))]) @ model.items(month.items).T  # type: ignore[no-any-return]
+    histories = list(month.histories.loc[month.customers])
+    states = model.states(histories)
+    alone = np.hstack([states, np.ones((len(states), 1))]) @ model.items(month.items).T
+    scores = alone.copy()
+    places = {item: place for place, item in enumerate(month.items)}
+    for row, own in enumerate(model.own(histories)):
+        scores[row, [places[item] for item in own]] += list(own.values())
+    return scores, alone
 
 
 def title_vectors(month: Month, encoder: str, folder: Path) -> NDArray[np.float32]:
@@ -414,11 +421,6 @@ def interval(differences: NDArray[np.float64], resamples: int = 2_000) -> tuple[
     return float(low), float(high)
 
 
-def own_and(month: Month, scores: NDArray[Any], weight: float) -> NDArray[np.float64]:
-    """The personal list: how often a customer bought an item, and the model's score."""
-    return np.log1p(month.own) + weight * scores  # type: ignore[no-any-return]
-
-
 def basket_figures(folder: Path) -> Found:
     """Online Retail: the next basket. All is chosen on September; October is read once."""
     import towers_online_retail as towers  # beside this file, as `training`
@@ -434,26 +436,22 @@ def basket_figures(folder: Path) -> Found:
     untuned = training.base(folder)
     towers.train(folder)
     scores = {month.day: basket_scores(month, folder) for month in (september, october)}
-    weight = max(
-        OWN_WEIGHTS, key=lambda one: float(september.recall(own_and(september, scores[september.day], one)).mean())
-    )
-    yield f"{name}: weight of the model's score, chosen on September", weight, ""
     with_popularity = max(
         POPULARITY_WEIGHTS,
-        key=lambda one: float(september.recall(scores[september.day] + one * september.popularity, True).mean()),
+        key=lambda one: float(september.recall(scores[september.day][1] + one * september.popularity, True).mean()),
     )
     yield f"{name}: weight of popularity among new items, chosen on September", with_popularity, ""
 
-    ours = own_and(october, scores[october.day], weight)
+    ours, alone = scores[october.day]
     lists = {
         "most frequent own items, then co-occurrence and popularity": october.without_model(),
         "popularity of 30 days": np.broadcast_to(october.popularity, october.shape),
         "co-occurrence": october.co_occurrence(),
-        "sequence model alone": scores[october.day],
+        "the same model without own_weight": alone,
     }
     mean = float(october.recall(ours).mean())
     for must in (">= 0.225", "aim >= 0.25"):
-        yield f"{name}: recall@20 of own items and the sequence model", mean, must
+        yield f"{name}: recall@20 of the sequence model", mean, must
     for of, made in lists.items():
         yield f"{name}: recall@20 of {of}", float(october.recall(made).mean()), ""
     low, high = interval(october.recall(ours) - october.recall(october.without_model()))
@@ -461,7 +459,7 @@ def basket_figures(folder: Path) -> Found:
     yield f"{name}: ours less the list without the model, high end", high, ""
 
     new = f"{name}, new items only"
-    ours_new = scores[october.day] + with_popularity * october.popularity
+    ours_new = alone + with_popularity * october.popularity
     for must in (">= 0.076", "aim >= 0.09"):
         yield f"{new}: recall@20 of the sequence model", float(october.recall(ours_new, True).mean()), must
     yield f"{new}: recall@20 of the personal list", float(october.recall(ours, True).mean()), ""
@@ -474,12 +472,12 @@ def basket_figures(folder: Path) -> Found:
             PROFILE_DAYS if encoder == untuned else (TOWERS_DAYS,),
             key=lambda one: float(september.recall(september.profile(vectors[september.day], one), True).mean()),
         )
-        alone = october.profile(vectors[october.day], days)
+        near = october.profile(vectors[october.day], days)
         musts = (">= 0.055", "aim >= 0.075") if encoder == towers.NAME else ("",)
         for must in musts:
             yield (
                 f"{new}: recall@20 of the profile vector alone, {said}",
-                float(october.recall(alone, True).mean()),
+                float(october.recall(near, True).mean()),
                 must,
             )
         added = max(
@@ -490,7 +488,7 @@ def basket_figures(folder: Path) -> Found:
                 ).mean()
             ),
         )
-        both = alone + added * october.popularity
+        both = near + added * october.popularity
         yield f"{new}: recall@20 of profile and popularity, {said}", float(october.recall(both, True).mean()), ""
 
 

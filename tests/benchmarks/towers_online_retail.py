@@ -2,8 +2,8 @@
 
     python tests/benchmarks/towers_online_retail.py [FOLDER]
 
-As the job `finetune_embedder` does with the source bought_together, without Spark: of each item the others that were
-most often on an invoice with it, counted without customers. Nothing of October 2011 or later is read.
+As the job `finetune_embedder` does with the source bought_together, without Spark: of each item the others nearest to it
+by the invoices that held both, counted without customers. Nothing of October 2011 or later is read.
 """
 
 import json
@@ -48,6 +48,7 @@ def titles(of: pd.DataFrame) -> "pd.Series[str]":
 def pairs(of: pd.DataFrame) -> pd.DataFrame:
     """item_id, other_id, baskets: see `ecomspark.features.related.bought_together`."""
     once = of[["InvoiceNo", "item_id"]].drop_duplicates()
+    bought = once.groupby("item_id").size()
     sizes = once.groupby("InvoiceNo")["item_id"].transform("size")
     once = once[(sizes > 1) & (sizes <= MAX_BASKET)]
     both = once.merge(once.rename(columns={"item_id": "other_id"}), on="InvoiceNo")
@@ -55,7 +56,8 @@ def pairs(of: pd.DataFrame) -> pd.DataFrame:
         both[both["item_id"] != both["other_id"]].groupby(["item_id", "other_id"]).size().reset_index(name="baskets")
     )
     counts = counts[counts["baskets"] >= MIN_COUNT]
-    ordered = counts.sort_values(["item_id", "baskets", "other_id"], ascending=[True, False, True])
+    counts["nearest"] = counts["baskets"] / counts["other_id"].map(bought) ** 0.5
+    ordered = counts.sort_values(["item_id", "nearest", "other_id"], ascending=[True, False, True])
     return ordered.groupby("item_id").head(PER_ITEM).reset_index(drop=True)
 
 

@@ -170,6 +170,26 @@ def test_the_linear_model_speaks_for_what_goes_together_and_for_what_was_bought(
     np.testing.assert_allclose(model.states([IDS[:9]]), model.states([IDS[4:9]]), atol=1e-6)
 
 
+def test_what_was_read_gains_by_how_often_and_the_confidence_is_of_these_scores(tmp_path: Path) -> None:
+    plain, again = (
+        trained(tmp_path, f"own-{weight}", architecture="linear", own_weight=weight) for weight in (0.0, 0.5)
+    )
+    history = [IDS[9], IDS[4], IDS[4], "never seen", IDS[6], IDS[4]]
+    assert opened(plain).own([history, []]) == [{}, {}]
+    log2, log4 = 0.5 * np.log(2), 0.5 * np.log(4)
+    found = opened(again).own([history, []])
+    assert found == [pytest.approx({IDS[4]: log4, IDS[6]: log2, "never seen": log2}), {}], "of the newest five"
+    numbers = np.array([IDS.index(item_id) if item_id in IDS else -1 for item_id in [*history, IDS[0]]])
+    of_both = []
+    for made in (plain, again):
+        sizes = Sizes.model_validate_json((made.folder / "config.json").read_text(encoding="utf-8"))
+        [scores] = finetune_sequence.scores_of(opened(made)._networks, [numbers], sizes)
+        of_both.append(scores[0].numpy())
+    gains = {IDS[place]: gain for place, gain in enumerate(of_both[1] - of_both[0]) if abs(gain) > 1e-6}
+    assert gains == pytest.approx({IDS[4]: log4, IDS[6]: log2}, abs=1e-5)
+    assert plain.card.confidence != again.card.confidence
+
+
 def test_the_spectral_model_speaks_for_what_stood_near_and_for_what_was_read(tmp_path: Path) -> None:
     wide = {"architecture": "spectral", "width": 20, "half_life_items": 1.0, "popularity": 0.0}
     model = opened(trained(tmp_path, again=0.05, **wide))

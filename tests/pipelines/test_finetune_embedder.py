@@ -1,5 +1,6 @@
 """Fine-tuning an encoder end to end: from judgments and baskets to a checkpoint that `models.embedder` runs."""
 
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ecomspark.models import embedder
 from ecomspark.models.checkpoint import open_checkpoint
 from ecomspark.pipelines import finetune_embedder
 from ecomspark.pipelines.finetune_embedder import JOB, plan, run
-from ecomspark.schemas import INTERACTIONS
+from ecomspark.schemas import INTERACTIONS, QUERIES
 from ecomspark.tables import Author
 
 SETTINGS: dict[str, Any] = {
@@ -120,6 +121,24 @@ def test_pairs_are_of_the_sides_and_of_nothing_later(bought_shop: Shop, monkeypa
     then = read(bought_shop, monkeypatch, "later", name="towers-2", as_of=LATER)
     assert pairs_of(then, "passage") == {pair for of in now | later for pair in (of, of[::-1])}
     assert pairs_of(then, "query") == asked
+
+
+def test_purchases_after_a_query_that_was_left_out_are_left_out(
+    bought_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It nearly equals a test query: what was bought after it would teach the test's answers."""
+    split_of = finetune_embedder.split_queries
+
+    def leaking(current: Any, *of: Any) -> Any:
+        split = split_of(current, *of)
+        dropped = current.read(QUERIES).where("query_text = 'gift'").select("query_id")
+        return replace(split, rows=split.rows.join(dropped, on="query_id", how="left_anti"), dropped=dropped)
+
+    assert ("gift", "cake stand") in pairs_of(read(bought_shop, monkeypatch, "kept", name="towers-4"), "query")
+    monkeypatch.setattr(finetune_embedder, "split_queries", leaking)
+    found = read(bought_shop, monkeypatch, "left-out", name="towers-4")
+    assert "gift" not in {anchor for anchor, _ in pairs_of(found, "query")}
+    assert ("red mug", "red ceramic mug") in pairs_of(found, "query")
 
 
 def test_without_judgments_both_directions_of_a_pair_stand_on_one_side(

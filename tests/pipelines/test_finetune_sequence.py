@@ -21,6 +21,11 @@ from ecomspark.runs import Summary
 from ecomspark.schemas import CONSENTS, EMBEDDINGS, ITEMS, SESSIONS, TEXTS
 from ecomspark.tables import Author, Warehouse
 
+
+class SeenError(Exception):
+    """Ends a run where it would read texts."""
+
+
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 AS_OF = date(2026, 3, 20)
 IDS = [f"i{number}" for number in range(8)]
@@ -134,6 +139,24 @@ def test_a_sequence_model_is_made_once_from_what_its_plan_counted(walk: Walk) ->
     assert finetune_sequence.plan(walk.spark, walk.config(), AS_OF).counts["checkpoints_there"] == 1
     with pytest.raises(CheckpointError, match="a checkpoint never changes"):
         walk.run("other", epochs=1)
+
+
+def test_texts_are_read_by_the_variant_that_data_types_names(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def embedded(_: Any, __: Any, embedder: Any, ___: Any) -> Any:
+        seen.append(embedder)
+        raise SeenError
+
+    monkeypatch.setattr(finetune_sequence, "embedded", embedded)
+    with pytest.raises(SeenError):
+        walk.run("variant", name="next-2", data_types={"words": "bf16"})
+    plain, variant = (
+        open_checkpoint(walk.folder / "models", "words", "encoder", data_type=kind).scorer_digest
+        for kind in (None, "bf16")
+    )
+    assert [(one.data_type, one.scorer_digest) for one in seen] == [("bf16", variant)]
+    assert plain != variant
 
 
 def test_what_is_missing_is_said_before_training(walk: Walk) -> None:

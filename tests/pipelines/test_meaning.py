@@ -128,7 +128,8 @@ def test_queries_that_nothing_serves_are_named_and_the_same_again_changes_none(s
     assert searched.rows(UNSERVED_QUERIES).where("reason = 'nothing_near'").isEmpty(), "tiny vectors are all near"
     shop = searched.copy(tmp_path)
     plan = evaluate_retrieval.plan(shop.spark, shop.config("evaluate_retrieval", **RETRIEVAL))
-    far = {**RETRIEVAL, "embedding": {"encoder": None}, "few_matches": 2, "min_recall": 0.0}
+    # One place deep: how many items match is counted as deep as `few_matches` asks, all the same.
+    far = {**RETRIEVAL, "ks": [1], "embedding": {"encoder": None}, "few_matches": 2, "min_recall": 0.0}
     summary = shop.run("evaluate_retrieval", "far", **far)
     assert plan.counts == {name: summary.rows[name] for name in plan.counts}
     texts = {row["query_id"]: row["query_text"] for row in shop.rows(QUERIES).collect()}
