@@ -258,7 +258,7 @@ BASKETS: dict[str, Any] = {
     "own_weight": 0.17, "threads": 1,
 }  # fmt: skip
 PROFILE_DAYS = (30.0, 90.0, 365.0)
-TOWERS_DAYS = 90.0
+TOWERS_DAYS = 30.0
 POPULARITY_WEIGHTS = (0.0, 0.02, 0.05, 0.1)
 _IS_PRODUCT = r"\d{5}[A-Z]{0,2}"
 _NOTES = (
@@ -468,7 +468,7 @@ def basket_figures(folder: Path) -> Found:
     for encoder, said in ((untuned, "untuned MiniLM"), (towers.NAME, "fine-tuned towers")):
         vectors = {month.day: title_vectors(month, encoder, folder) for month in (september, october)}
         days = max(
-            # The towers have seen September's baskets: of them it was chosen with towers of what was before.
+            # The towers have seen September's baskets: of them it was chosen with towers of what was before August.
             PROFILE_DAYS if encoder == untuned else (TOWERS_DAYS,),
             key=lambda one: float(september.recall(september.profile(vectors[september.day], one), True).mean()),
         )
