@@ -224,11 +224,11 @@ def in_step_with_each_other(settings: Mapping[str, Settings]) -> list[Finding]:
 def named_checkpoints(settings: Mapping[str, Settings]) -> list[Named]:
     """Every checkpoint that the sections name as one to read."""
     made = {str(mine.name): job for job, mine in settings.items() if hasattr(mine, "name")}
-    keys = dict.fromkeys(key.removeprefix("score_next_items.") for key in _KINDS)
+    named_by = dict.fromkeys(key.removeprefix("score_next_items.") for key in _KINDS)
     return [
         Named(f"{job}.{key}", name, _KINDS.get(f"{job}.{key}") or _KINDS[key], made.get(name, ""))
         for job, mine in settings.items()
-        for key in keys
+        for key in named_by
         if (name := reduce(lambda part, of: getattr(part, of, None), key.split("."), cast(Any, mine))) is not None
     ]
 

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Name, Section, Settings, setting
+from ecomspark.embedding import embedder_of
 from ecomspark.errors import CheckpointError, ContractError
 from ecomspark.features.scores import pair_texts
 from ecomspark.features.unjudged import unjudged_candidates
@@ -18,7 +19,6 @@ from ecomspark.models.checkpoint import Card, Checkpoint, open_checkpoint
 from ecomspark.models.options import Training
 from ecomspark.runs import Run, Summary, open_run
 from ecomspark.schemas import CANDIDATES, ITEMS, JUDGMENTS, QUERIES, SPLITS, TEXTS
-from ecomspark.scoring import EmbedderAt
 from ecomspark.splitting import Split, Wanted, split_queries
 from ecomspark.tables import Warehouse
 from ecomspark.text import digest
@@ -184,7 +184,7 @@ def _split(current: Run, config: Config, base: Checkpoint) -> Split:
         analysers=config.analysers,
         recipe_digest=config.recipe.digest,
     )
-    embedder = EmbedderAt(str(base.folder.resolve()), base.scorer_digest, vector_type=base.card.vector_type)
+    embedder = embedder_of(base, None, None)
     return split_queries(current, wanted, embedder)
 
 

@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 
 from ecomspark import tables
 from ecomspark.config import Name, Section, Settings, setting
+from ecomspark.embedding import embedder_of
 from ecomspark.errors import CheckpointError, ConfigError, ContractError
 from ecomspark.features.related import asked_and_bought, bought_together
 from ecomspark.features.scores import pair_texts
@@ -23,7 +24,6 @@ from ecomspark.models.embedder_options import EmbedderTraining
 from ecomspark.plans import Plan, as_pins
 from ecomspark.runs import Run, Summary, open_run, planned_run
 from ecomspark.schemas import INTERACTIONS, ITEMS, JUDGMENTS, QUERIES, QUERY_ALIASES, SPLITS, TEXTS
-from ecomspark.scoring import EmbedderAt
 from ecomspark.splitting import Split, Wanted, split_queries
 from ecomspark.tables import Warehouse
 from ecomspark.text import digest
@@ -225,7 +225,7 @@ def _split(current: Run, config: Config, base: Checkpoint) -> Split:
         analysers=config.analysers,
         recipe_digest=config.recipe.digest,
     )
-    embedder = EmbedderAt(str(base.folder.resolve()), base.scorer_digest, vector_type=base.card.vector_type)
+    embedder = embedder_of(base, None, None)
     return split_queries(current, wanted, embedder)
 
 

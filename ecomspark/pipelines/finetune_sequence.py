@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from ecomspark import tables
 from ecomspark.behaviour import allowed_now
 from ecomspark.config import Name, Settings, setting
-from ecomspark.embedding import embedded
+from ecomspark.embedding import embedded, embedder_of
 from ecomspark.errors import ConfigError, ContractError
 from ecomspark.features.consents import remaining
 from ecomspark.features.sequences import sequences
@@ -22,7 +22,6 @@ from ecomspark.models.sequence_options import SequenceTraining
 from ecomspark.plans import Plan, as_pins
 from ecomspark.runs import Run, Summary, open_run, planned_run
 from ecomspark.schemas import CONSENTS, ITEMS, SESSIONS, SHOPPER_LINKS, TEXTS, Table
-from ecomspark.scoring import EmbedderAt
 from ecomspark.tables import Warehouse
 from ecomspark.text import digest
 from ecomspark.tracking import Tracking, tracked
@@ -175,12 +174,7 @@ def _vectors(current: Run, config: Config, encoder: Checkpoint, found: pd.DataFr
     wanted = current.warehouse.spark.createDataFrame(pd.DataFrame({"item_id": learnt}))
     texts = tables.read_memory(current.warehouse, TEXTS)
     of_items = current.keep(with_texts(wanted, current.read(ITEMS), texts, encoder.card.recipe.digest))
-    embedder = EmbedderAt(
-        str(encoder.folder.resolve()),
-        encoder.scorer_digest,
-        vector_type=encoder.card.vector_type,
-        data_type=config.data_types.get(encoder.name),
-    )
+    embedder = embedder_of(encoder, config.data_types.get(encoder.name), None)
     vectors = embedded(current, of_items.select("text_digest", "text"), embedder, "passage")
     read = (
         of_items.join(vectors, on="text_digest", how="inner")
