@@ -17,8 +17,8 @@ class SequenceTraining(Section):
         "transformer",
         "what reads the items: a causal transformer (SASRec), a recurrent network (GRU4Rec), or both, trained one "
         "after the other, their scores averaged. At once and without epochs: linear, a ridge autoencoder for whole "
-        "histories of baskets, and spectral, for sessions; of these `width`, `max_items`, `half_life_items` and, of "
-        "linear, `shrinkage`, of spectral, `again`, `popularity` and `seed` decide alone",
+        "histories of baskets, and spectral, for sessions; of these `width`, `max_items`, `half_life_items`, "
+        "`own_weight` and, of linear, `shrinkage`, of spectral, `again`, `popularity` and `seed` decide alone",
     )
     width: int = setting(64, "length of an item's vector; of each, where there are both", ge=1)
     layers: int = setting(2, "of the transformer or of the recurrent network", ge=1)
