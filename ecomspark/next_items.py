@@ -2,7 +2,8 @@
 
 As in `scoring`, Arrow goes in and out, and each worker makes the model once. What can be proposed travels as a
 broadcast; the matrix of its items is made once a worker and kept until others are asked for. Memory of a worker beside
-the model: 4 bytes x items x (width + 1) for the matrix, and about 40 bytes for each of the `scores_at_once`.
+the model: 4 bytes x items x (width + 1) for the matrix, 40 bytes or so for each of the `scores_at_once`, and 64 for
+each item of some hundred histories.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ NEXT = (
 SCORE_DECIMALS = 4
 _CHANCE_DECIMALS = 6
 _ROWS_A_CALL = 1_024  # histories handed to the model together
+_HISTORIES_AT_ONCE = 128  # that are lists in Python, to see what was read again
 
 
 class NextItemModel(Protocol):
@@ -94,9 +96,8 @@ def next_items(
     """The k likeliest items after each state, of the shelf: the columns of `NEXT`, rows of one shopper together.
 
     `states`: (shopper_id, history_digest, item_ids: the history, vector, excluded: ids that are not proposed, or null).
-    Scores are rounded
-    before they are ordered, equal ones by item_id. Confidence is the model's over what can be proposed: of excluded
-    items none is the next one. A shopper for whom nothing is left has no row.
+    Scores are rounded before they are ordered, equal ones by item_id. Confidence is the model's over what can be
+    proposed: of excluded items none is the next one. A shopper for whom nothing is left has no row.
     """
 
     def proposed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -111,7 +112,7 @@ def next_items(
                 with without_values(), spent.timed("forward"):
                     vectors = batch.column("vector").flatten().to_numpy().reshape(-1, width)
                     scores: NDArray[Any] = (vectors @ matrix[:, :width].T + matrix[:, width]).astype(np.float64)
-                    for row, own in enumerate(model.own(batch.column("item_ids").to_pylist())):
+                    for row, own in enumerate(_own(model, batch)):
                         for item_id in own.keys() & places.keys():
                             scores[row, places[item_id]] += own[item_id]
                     np.round(scores, SCORE_DECIMALS, out=scores)
@@ -125,6 +126,12 @@ def next_items(
 
     read = states.select("shopper_id", "history_digest", "item_ids", "vector", "excluded")
     return read.mapInArrow(proposed, NEXT, profile=profile)
+
+
+def _own(model: NextItemModel, batch: pa.RecordBatch) -> Iterator[dict[str, float]]:
+    """What was read of each row adds to its own score, by item id."""
+    for some in _sliced(iter([batch]), _HISTORIES_AT_ONCE):
+        yield from model.own(some.column("item_ids").to_pylist())
 
 
 _matrices: dict[tuple[Description, bytes], tuple[NDArray[np.float32], NDArray[Any]]] = {}

@@ -36,6 +36,7 @@ _KEY = ("shopper_id", "as_of_date")
 
 # A word of two letters or more with no digit beside it: `12cm` and `No.3` are none.
 _WORD = r"(?<![\p{L}\p{M}\p{N}])\p{L}[\p{L}\p{M}]+(?![\p{L}\p{M}]|\.?\p{N})"
+_LINKING = ("and", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with")  # English; they name nothing
 
 
 class ProfileRules(Section):
@@ -277,8 +278,10 @@ def _weighted(lines: DataFrame, rules: ProfileRules) -> DataFrame:
 
 
 def _title_head(title: Column) -> Column:
-    """The last word of a title, in small letters: `mug` of `RED RETROSPOT MUG 12CM`; null where there is none."""
+    """The last word of a title that names something, in small letters: `mug` of `RED RETROSPOT MUG 12CM`, `pack` of
+    `PACK OF 60`; null where there is none."""
     words = F.regexp_extract_all(F.lower(title), F.lit(_WORD), F.lit(0))
+    words = F.filter(words, lambda word: ~word.isin(*_LINKING))
     return F.get(words, F.size(words) - 1)
 
 

@@ -229,6 +229,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self._corpus.anchors)
 
+    @property
+    def batch_count(self) -> int:
+        return math.ceil(len(self) / self._settings.batch_size)
+
     def batches(self, epoch: int) -> list[list[int]]:
         """The rows of each batch of an epoch: of like length, in a random order that the seed decides."""
         settings = self._settings
@@ -249,7 +253,7 @@ class Pairs:
         return [found[place] for place in draw.permutation(len(found))]
 
     def has_negatives(self) -> bool:
-        """Whether any passage of a pair is not known to belong to another's anchor."""
+        """Whether any anchor has a pair's passage that is not known to belong to it."""
         passages, anchors = set(self._corpus.positives.tolist()), np.unique(self._corpus.anchors)
         return any(not self._corpus.known[anchor].issuperset(passages) for anchor in anchors.tolist())
 
@@ -376,7 +380,7 @@ class _Sampler(DefaultBatchSampler):
         yield from self._pairs.batches(self.epoch or 0)
 
     def __len__(self) -> int:
-        return math.ceil(len(self._pairs) / self.batch_size)
+        return self._pairs.batch_count  # not by `batch_size`: with several GPUs the trainer multiplies that
 
 
 class Together(torch.nn.Module):

@@ -60,7 +60,7 @@ class Bought(Section):
 
     min_count: int = setting(2, "baskets, or purchases after a query, from which a pair counts", ge=1)
     per_anchor: int = setting(
-        4,
+        6,
         "items of an item at most, the nearest by the baskets that held both; of a query the most bought",
         unit="items",
         ge=1,

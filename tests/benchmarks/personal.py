@@ -117,15 +117,15 @@ def generated(how: str, of: pd.Series) -> pd.Series:
 
 
 def vectors(folder: Path, of_titles: list[str], of_queries: list[str]) -> tuple[str, Array, Array]:
-    """Which encoder, and its unit vectors: the shop's fine-tuned one where it was trained, else MiniLM as it comes."""
+    """Which encoder, and its unit vectors: MiniLM as it comes. The towers of `towers_online_retail` have seen baskets
+    that are held out here."""
     import training
 
     from ecomspark.models import embedder
-    from ecomspark.models.checkpoint import CARD, open_checkpoint
+    from ecomspark.models.checkpoint import open_checkpoint
     from ecomspark.text import passage, query
 
-    tuned = "embedder-retail-1"
-    name = tuned if (folder / tuned / CARD).exists() else training.base(folder)
+    name = training.base(folder)
     checkpoint, recipe = open_checkpoint(folder, name, "encoder"), TextRecipe()
     model = embedder.load(checkpoint.folder, checkpoint.scorer_digest, token_budget=4096)
     passages = model.embed([passage({"title": title}, recipe)[0] for title in of_titles], "passage")

@@ -422,7 +422,10 @@ def interval(differences: NDArray[np.float64], resamples: int = 2_000) -> tuple[
 
 
 def basket_figures(folder: Path) -> Found:
-    """Online Retail: the next basket. All is chosen on September; October is read once."""
+    """Online Retail: the next basket. What is chosen here is chosen on September; October is for the figures alone.
+
+    The towers' weight of popularity is chosen with towers that have seen September's baskets: too small, if anything.
+    """
     import towers_online_retail as towers  # beside this file, as `training`
     import training
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from pyspark.sql import functions as F
 from shoppers import did
 
 from ecomspark import text
 from ecomspark.features.profiles import (
     ProfileRules,
+    _title_head,
     newest_profiles,
     profiles_of,
     standing_profiles,
@@ -98,6 +100,19 @@ def test_the_last_word_of_a_title_stands_in_for_a_category(behaviour: Any, items
     assert made["category_weights"] == {"hat": 0.571429}, "the strongest; its share is of all"
     assert made["interests"] == ["by Acme"]
     assert made["vector"] is None
+
+
+def test_a_word_that_only_links_others_names_nothing(spark: Any) -> None:
+    heads = {
+        "RED RETROSPOT MUG 12CM": "mug",
+        "PAPER CASES, PACK OF 60": "pack",
+        "Bag with": "bag",
+        "OF THE": None,
+        "60": None,
+    }
+    titles = spark.createDataFrame([(title,) for title in heads], "title string")
+    found = titles.select("title", _title_head(F.col("title")).alias("head")).collect()
+    assert {row["title"]: row["head"] for row in found} == heads
 
 
 def test_of_a_day_a_row_stands_where_it_says_something_new(rows: Callable[..., Any], spark: Any) -> None:

@@ -30,9 +30,9 @@ def test_items_of_a_basket_belong_together_as_often_as_they_share_one(rows: Call
     }  # fmt: skip
     assert found(min_count=2) == {("a", "b", 2), ("b", "a", 2), ("a", "c", 2), ("c", "a", 2)}
     assert found(per_item=1) == {("a", "b", 2), ("b", "a", 2), ("c", "a", 2), ("e", "f", 1), ("f", "e", 1)}
-    # An item of four more baskets is no longer the nearest to any but what was bought with nothing else so often.
-    popular = [{"basket_id": f"p{n}", "item_id": item} for n in range(6) for item in ("b", f"x{n}")]
-    interactions = purchases(rows, *bought, *more, *popular)
+    # What is in six more baskets is no longer the nearest, be they too large for pairs of their own.
+    many = [{"basket_id": f"m{n}", "item_id": item} for n in range(6) for item in "bwxyz"]
+    interactions = purchases(rows, *bought, *more, *many)
     assert {pair for pair in found(per_item=1) if pair[0] in "abc"} == {("a", "c", 2), ("b", "a", 2), ("c", "a", 2)}
     interactions = purchases(rows, *bought, *more)
     assert ("g", "h", 1) in found(max_basket=8)
