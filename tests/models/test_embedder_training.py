@@ -142,7 +142,7 @@ def test_the_loss_does_not_change_with_what_belongs_to_an_anchor(tmp_path: Path)
         {name.removeprefix(f"{of}_"): value for name, value in batch.items() if name.startswith(f"{of}_")}
         for of in ("anchor", "positive")
     ]
-    found = float(Together(model, pairs, of.training)(columns, batch["label"]))
+    found = float(Together(model, pairs, of.training)(columns, batch["label"]).detach())
     cosines = vectors.of(corpus.anchors) @ vectors.of(corpus.positives).T * of.training.scale
     losses = []
     for row, anchor in enumerate(corpus.anchors):
