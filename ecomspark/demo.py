@@ -115,9 +115,10 @@ def _second_day(
     )
     told("[import ]", pipelines["import_items"], spark, importing, run_id, AS_OF)
     told("[texts  ]", pipelines["build_texts"], spark, settings["build_texts"], run_id, AS_OF)
+    scoring = pipelines["score_candidates"]
+    if not _is_over(warehouse, scoring.JOB, run_id):
+        print("\n".join(as_lines(scoring.plan(spark, shared, AS_OF))), flush=True)
     for job in ("score_candidates", "rank_candidates"):
-        if not _is_over(warehouse, job, run_id):
-            print("\n".join(as_lines(pipelines[job].plan(spark, settings[job], AS_OF))), flush=True)
         told("[run    ]", pipelines[job], spark, settings[job], run_id, AS_OF)
     print("\nWhy one of the changed items stands where it does")
     best = _newest(warehouse, RANKINGS).where(F.col("changed_by") == run_id).orderBy("rank", "query_id", "item_id")

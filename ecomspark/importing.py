@@ -192,8 +192,8 @@ def _quarantine(run: Run, table: Table, failing: DataFrame, passing: DataFrame, 
     there = tables.read(run.warehouse, QUARANTINE, tables.snapshot(run.warehouse, QUARANTINE))
     there = there.where((F.col("table_name") == table.name) & own).drop("changed_by")
     mended = healed(there, passing.select(source_key(table)).distinct(), failing)
-    mended = mended.withColumn("resolved_at", F.lit(run.started_at)).persist()
-    rows = reopened(failing, there).unionByName(mended).persist()
+    mended = tables.kept(mended.withColumn("resolved_at", F.lit(run.started_at)))
+    rows = tables.kept(reopened(failing, there).unionByName(mended))
     try:
         if not rows.isEmpty():
             if count := mended.count():
@@ -249,7 +249,7 @@ def import_state(
     if twice := sorted(set(given or {}) & set(settings.columns)):
         raise ConfigError(f"{run.author.job}.columns: {', '.join(twice)}: has a key of its own in the section")
     constants = {name: ColumnMap.model_validate({"constant": value}) for name, value in (given or {}).items()}
-    conformed = conformed_rows(run.sourced, {**settings.columns, **constants}, table, rules).persist()
+    conformed = tables.kept(conformed_rows(run.sourced, {**settings.columns, **constants}, table, rules))
     try:
         set_aside(run, conformed, table, settings.max_quarantined_share)
         unusable = conformed.where(F.size("_reasons") > 0).select(*table.key).distinct()

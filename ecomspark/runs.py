@@ -119,13 +119,15 @@ class Run:
     ) -> DataFrame | None:
         """What changed in a table between two of its versions; see `tables.changes`."""
         changed = tables.changes(self.warehouse, table, since, until, columns)
-        return changed and self.keep(changed)
+        if changed is not None:
+            self.persisted.append(changed)
+        return changed
 
     def keep(self, rows: DataFrame) -> DataFrame:
         """Persist a frame until the run ends, however it does: in a session that lives on, Spark would hand what a run
         left behind to the next one that asks for the same."""
-        self.persisted.append(rows.persist())
-        return rows
+        self.persisted.append(tables.kept(rows))
+        return self.persisted[-1]
 
     def settle(self, rows: DataFrame) -> DataFrame:
         """Rows computed now and cut from how they came about. For what is joined again and again with what was made of

@@ -47,9 +47,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("catalog")),
         **QUICK,
         "spark.sql.ui.retainedExecutions": "200",
-        # Two cores: the concurrent collector would take a fifth of what there is.
         "spark.driver.memory": "3g",
-        "spark.driver.extraJavaOptions": "-XX:+UseParallelGC",
     }
     flags = " ".join(f"--conf {key}={value}" for key, value in own.items())
     os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {ROOT / 'conf/spark-local.conf'} {flags} pyspark-shell"

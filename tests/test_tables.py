@@ -368,3 +368,31 @@ def test_a_warehouse_can_be_a_schema_of_a_catalog(spark: Any, rows: Callable[...
     assert tables.read_memory(in_catalog, SCORES).count() == 1
     with pytest.raises(ConfigError, match=r"expected catalog:NAME\.SCHEMA"):
         Warehouse(spark, "catalog:no schema")
+
+
+def test_what_is_kept_is_computed_once_and_stands_without_its_past_in_the_plans_of_others(spark: Any) -> None:
+    computed = spark.sparkContext.accumulator(0)
+
+    def counted(ids: Any) -> Any:
+        for batch in ids:
+            computed.add(len(batch))
+            yield batch
+
+    held = spark.sparkContext._jsc.getPersistentRDDs().size()
+    first = tables.kept(spark.range(10, numPartitions=1).mapInPandas(counted, "id long"))
+    assert [row["id"] for row in first.orderBy("id").collect()] == list(range(10))
+    last, frames = first, [first]
+    for _ in range(6):
+        last = tables.kept(last.join(last.select("id"), on="id", how="inner"))
+        frames.append(last)
+    assert last.count() == 10
+    assert computed.value == 10
+
+    # As a persisted frame each of these would be spelled out in all that is made of it: here 130 scans of the first.
+    plan = last.where("id > 3")._jdf.queryExecution().toString()
+    assert plan.count("Scan") <= 3
+    for frame in frames:
+        frame.unpersist()
+    assert spark.sparkContext._jsc.getPersistentRDDs().size() == held
+    assert last.count() == 10, "how it came about is known, as after the loss of an executor"
+    assert computed.value > 10

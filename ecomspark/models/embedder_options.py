@@ -66,7 +66,7 @@ class EmbedderTraining(Section):
     dropout: float | None = setting(0.0, "while training; null: what the base says", ge=0, lt=1)
     trains_word_vectors: bool = setting(False, "train the word vectors, too")
     precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "what layers compute in while they learn; auto: bf16 on a GPU that has it, else fp32"
+        "auto", "what layers compute in while they learn; auto: bf16 where the GPU or CPU computes in it, else fp32"
     )
     max_items: int = setting(
         20_000, "items, drawn with the seed, among which hard negatives and validation look", unit="items", ge=1

@@ -39,6 +39,7 @@ from ecomspark.models.checkpoint import TOKENIZER_FILES, Card, Checkpoint, open_
 from ecomspark.models.embedder_options import EmbedderTraining, MinedNegatives
 from ecomspark.models.encoder import padded, sorted_by_length
 from ecomspark.models.loading import load_tokenizer
+from ecomspark.models.precision import learning_precision
 from ecomspark.models.similarity import similarities
 from ecomspark.models.tokens import SequenceTokenizer, Texts
 
@@ -471,9 +472,6 @@ def _train(
     model: SentenceTransformer, pairs: Pairs, judge: Judge, vectors: Vectors, settings: EmbedderTraining, folder: Path
 ) -> None:
     """Train; the judge's best state is in the model afterwards."""
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
     loss: torch.nn.Module = Together(model, pairs, settings)
     if settings.sizes:
         loss = MatryoshkaLoss(model, loss, sorted({*settings.sizes, _width(model)}, reverse=True))
@@ -492,7 +490,7 @@ def _train(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_gradient_norm,
         optim="adamw_torch_fused",
-        bf16=precision == "bf16",
+        bf16=learning_precision(settings.precision) == "bf16",
         seed=settings.seed,
         save_strategy="no",
         logging_strategy="steps",

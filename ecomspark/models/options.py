@@ -101,7 +101,7 @@ class Training(Section):
     max_gradient_norm: float = setting(1.0, "longer gradients are cut to this length", gt=0)
     dropout: float | None = setting(None, "while training; null: what the base says", ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "what layers compute in while they learn; auto: bf16 on a GPU that has it, else fp32"
+        "auto", "what layers compute in while they learn; auto: bf16 where the GPU or CPU computes in it, else fp32"
     )
     recomputes: bool = setting(False, "gradient checkpointing: a third slower, memory of a few layers only")
     validations: int = setting(1, "times an epoch that it is judged on the validation queries", ge=1)

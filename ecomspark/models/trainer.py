@@ -19,6 +19,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 
 from ecomspark.models import layers
 from ecomspark.models.options import Training
+from ecomspark.models.precision import learning_precision
 
 _STATE, _BEST, _LOOKS = "trainer_state.json", "best.safetensors", "looks.json"
 _WEIGHTS = "loss.safetensors"
@@ -254,9 +255,7 @@ def train(
     """
     encoder: Any = model.model
     is_kept = settings.resume_folder is not None
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    precision = learning_precision(settings.precision)
     arguments = CrossEncoderTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,

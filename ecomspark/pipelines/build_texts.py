@@ -51,9 +51,9 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
                 _texts(current, steps.alias_sources(aliases), "query", IDENTITY_RECIPE_DIGEST, steps.identities)
                 texts = tables.read_memory(warehouse, TEXTS)
                 _set_empty_aside(current, aliases, steps.empty_aliases(aliases, texts))
-                judged = steps.judgments_of(current.read_if_there(JUDGMENT_ALIASES), aliases, texts).persist()
+                judged = tables.kept(steps.judgments_of(current.read_if_there(JUDGMENT_ALIASES), aliases, texts))
                 _check_judgments(current, judged, config.max_quarantined_share)
-                queries = steps.queries_of(aliases, texts).persist()
+                queries = tables.kept(steps.queries_of(aliases, texts))
                 _publish(current, QUERIES, queries)
             with current.stage("judgments"):
                 _publish_judgments(current, judged)
@@ -81,7 +81,7 @@ def _texts(
 
 def _append(current: Run, table: Table, lacking: DataFrame, make: Callable[[DataFrame], DataFrame]) -> None:
     """Make what is lacking and append it; where nothing is, no Python is started and nothing committed."""
-    lacking = lacking.persist()
+    lacking = tables.kept(lacking)
     if not lacking.isEmpty():
         commit = tables.append_memory(current.warehouse, table, make(lacking), current.author)
         current.count(**{table.name: commit.inserted})
@@ -97,7 +97,7 @@ def _publish(current: Run, table: Table, rows: DataFrame, keep: DataFrame | None
 
 def _set_empty_aside(current: Run, aliases: DataFrame, empty: DataFrame) -> None:
     """Keep the aliases of which nothing is left when normalised in `quarantine`: they make no query."""
-    empty = empty.withColumn("reason", F.lit("empty_query")).persist()
+    empty = tables.kept(empty.withColumn("reason", F.lit("empty_query")))
     row = F.to_json(F.struct("source", "source_query_id", "locale", "query_text", "traffic"))
     rows = quarantine_rows(empty, QUERY_ALIASES, row)
     named = aliases.join(empty.select(*QUERY_ALIASES.key), on=list(QUERY_ALIASES.key), how="left_anti")

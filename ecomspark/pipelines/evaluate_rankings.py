@@ -81,7 +81,7 @@ def run(spark: SparkSession, config: Config, run_id: str, as_of: date | None = N
     ) as current:
         if not current.is_replayed:
             with current.stage("rankings"):
-                judged = _judged(current, config).persist()
+                judged = tables.kept(_judged(current, config))
                 orders = _orders(current, config, judged)
                 published = _published(current, config.published_variant, judged)
             with current.stage("metrics"):

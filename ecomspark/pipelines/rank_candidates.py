@@ -353,7 +353,7 @@ def _publish(current: Run, work: _Work, checkpoint: Checkpoint, config: Config, 
         incomplete(scored_shares(rows), config.min_scored_share).withColumn("variant", F.lit(name))
         for name, rows in mine.items()
     ]
-    look_again = reduce(DataFrame.unionByName, watched).persist()
+    look_again = tables.kept(reduce(DataFrame.unionByName, watched))
     counts = look_again.agg(F.count("*").alias("all"), F.count_if("is_kept_back").alias("kept")).collect()[0]
     kept = look_again.where("is_kept_back").select("variant", "query_id")
     rows = []

@@ -8,6 +8,7 @@ content cannot change an answer. Commits carry the run, the job and a nonce, nev
 
 from ecomspark.tables.changes import changes, ever_since
 from ecomspark.tables.commits import Author, Commit
+from ecomspark.tables.keeping import kept
 from ecomspark.tables.leases import GIVEN_BACK, Lease, Leases, fence_off, give_back, read_leases, renew, take
 from ecomspark.tables.maintenance import (
     collect,
@@ -46,7 +47,7 @@ __all__ = [
     "GIVEN_BACK", "MALFORMED", "Author", "Change", "Commit", "Lease", "Leases", "Snapshot", "Source", "Sourced",
     "Warehouse", "append_log", "append_memory", "bucket_of", "buckets_of", "changes", "collect", "committed_at",
     "compare", "conform", "create", "ddl", "delete", "differences", "drop", "empty", "ever_since",
-    "exists", "fence_off", "file_count", "give_back", "has_small_files", "jar_version", "keep_history",
+    "exists", "fence_off", "file_count", "give_back", "has_small_files", "jar_version", "keep_history", "kept",
     "optimise", "place_of", "publish", "put", "read", "read_leases", "read_memory", "read_source",
     "removals_known_since", "renew", "snapshot", "stage", "take", "unstage", "unstage_all", "vacuum", "written_at",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from ecomspark.schemas import Table
+from ecomspark.tables.keeping import kept
 from ecomspark.tables.warehouse import Snapshot, Warehouse, newest, read
 
 log = logging.getLogger("ecomspark")
@@ -41,8 +42,8 @@ def changes(
         return _unknown(table, "it was read at a later version last time")
     try:
         if since.version == until.version:
-            return net(table, _no_feed(warehouse, table), columns).persist()
-        changed = net(table, _feed(warehouse, table, since, until), columns).persist()
+            return kept(net(table, _no_feed(warehouse, table), columns))
+        changed = kept(net(table, _feed(warehouse, table, since, until), columns))
         changed.count()
     except (PySparkException, Py4JJavaError) as error:
         return _unknown(table, _condition(error))
@@ -63,7 +64,7 @@ def ever_since(warehouse: Warehouse, table: Table, since: Snapshot, columns: Seq
         return None
     try:
         feed = _feed(warehouse, table, since, now)
-        went = feed.where(F.col("_change_type").isin(*_GOES)).select(*columns).distinct().persist()
+        went = kept(feed.where(F.col("_change_type").isin(*_GOES)).select(*columns).distinct())
         went.count()
     except (PySparkException, Py4JJavaError):
         return None

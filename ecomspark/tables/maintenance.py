@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from ecomspark.errors import NewerPublished
 from ecomspark.schemas import Table
 from ecomspark.tables.commits import WRITE, Author, Commit, committed, info_of, session_settings, signed, turn
+from ecomspark.tables.keeping import kept
 from ecomspark.tables.warehouse import (
     BUCKET,
     Snapshot,
@@ -116,7 +117,7 @@ def collect(warehouse: Warehouse, table: Table, keys: DataFrame, author: Author)
     if table.kind != "memory":
         raise ValueError(f"{table.name}: not a memory table")
     at = newest(warehouse, table)
-    keys = with_bucket(warehouse, table, keys.select(*table.key)).persist()
+    keys = kept(with_bucket(warehouse, table, keys.select(*table.key)))
     try:
         count = keys.count()
         if not count:

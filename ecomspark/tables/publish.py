@@ -24,6 +24,7 @@ from ecomspark.tables.commits import (
     turn,
     write,
 )
+from ecomspark.tables.keeping import kept
 from ecomspark.tables.warehouse import (
     BUCKET,
     Snapshot,
@@ -88,14 +89,14 @@ def compare(
     at = create(warehouse, table)
     if schemas.CHANGED_BY in table.columns:
         rows = rows.withColumn(schemas.CHANGED_BY.name, F.lit(author.run_id))
-    rows = conform(rows, table).persist()
+    rows = kept(conform(rows, table))
     try:
         given = _check_rows(rows, table)
         there = read(warehouse, table, at, buckets)
         there = there if scope is None else there.where(scope)
         there = there if within is None else there.join(within, on=within.columns, how="left_semi")
         there = there if keep is None else there.join(keep, on=keep.columns, how="left_anti")
-        changed = _difference(table, rows, there, deletes).persist()
+        changed = kept(_difference(table, rows, there, deletes))
         counts = {row[_CHANGE]: int(row["count"]) for row in changed.groupBy(_CHANGE).count().collect()}
         inserted, updated, deleted = (counts.get(kind, 0) for kind in ("insert", "update", "delete"))
         before = there.count() if deleted else 0
@@ -188,7 +189,7 @@ def append_log(warehouse: Warehouse, table: Table, rows: DataFrame, author: Auth
     if table.kind != "log":
         raise ValueError(f"{table.name}: not a log")
     at = create(warehouse, table)
-    rows = conform(rows, table).persist()
+    rows = kept(conform(rows, table))
     try:
         _check_rows(rows, table)
         there = whole(warehouse, table, at.version).select(*table.key)

@@ -35,7 +35,7 @@ K1, B = 1.2, 0.75  # config.Bm25
 # items, fused with BM25, is asked the test queries.
 IN_BATCH: dict[str, Any] = {
     "epochs": 1, "batch_size": 64, "learning_rate": 1e-4, "threads": 1, "hard_negatives": {"per_pair": 0},
-    "max_items": 4_000, "seed": 1,
+    "max_items": 4_000, "seed": 1, "precision": "fp32",
 }  # fmt: skip
 HARD: dict[str, Any] = {
     **IN_BATCH, "learning_rate": 5e-5, "max_items": 20_000, "seed": 2, "epochs": 0.5,

@@ -22,7 +22,7 @@ NAME, UNTIL = "embedder-retail-3", pd.Timestamp("2011-10-01")
 MIN_COUNT, PER_ITEM, MAX_BASKET, HELD = 5, 6, 100, 20
 SETTINGS: dict[str, Any] = {
     "epochs": 4, "batch_size": 64, "learning_rate": 1e-4, "threads": 1, "hard_negatives": {"per_pair": 0},
-    "recall_at": 20, "seed": 1,
+    "recall_at": 20, "seed": 1, "precision": "fp32",
 }  # fmt: skip
 
 
