@@ -2,10 +2,10 @@
 
     spark.python.daemon.module  ecomspark.daemon
 
-For CPU executors, on request. A forked worker starts in a second instead of several, and what it imported is one copy
-for all workers of an executor. Nothing here makes a thread or touches CUDA, which a forked process could not use: on a
-GPU executor do not set it. The package must be installed on the executors, or be on their PYTHONPATH: what --py-files
-brings is found by workers only.
+For CPU executors, on request; the demo's one session has it. A forked worker starts in a second instead of several, and
+what it imported is one copy for all workers of an executor. Nothing here makes a thread or touches CUDA, which a forked
+process could not use: on a GPU executor do not set it. The package must be installed on the executors, or be on their
+PYTHONPATH: what --py-files brings is found by workers only.
 """
 
 import gc

@@ -64,7 +64,7 @@ def show(path: Path, run_id: str, overrides: Sequence[str], pipelines: Mapping[s
         overrides = [*overrides, f"personalise_rankings.shoppers={json.dumps(named)}"]
         settings = {job: launch.load_settings(pipelines[job], path, overrides) for job in JOBS}
         shared = settings["evaluate_rankings"]
-        with launch.spark_session("demo", shared) as spark:
+        with launch.spark_session("demo", shared, launch.FORKS) as spark:
             is_done_already = True
             for number, job in enumerate(JOBS, start=1):
                 summary = told(f"[{number:2} of {len(JOBS)}]", pipelines[job], spark, settings[job], run_id, AS_OF)

@@ -193,8 +193,9 @@ def _quarantine(run: Run, table: Table, failing: DataFrame, passing: DataFrame, 
     there = there.where((F.col("table_name") == table.name) & own).drop("changed_by")
     mended = healed(there, passing.select(source_key(table)).distinct(), failing)
     mended = tables.kept(mended.withColumn("resolved_at", F.lit(run.started_at)))
-    rows = tables.kept(reopened(failing, there).unionByName(mended))
+    rows = mended
     try:
+        rows = tables.kept(reopened(failing, there).unionByName(mended))
         if not rows.isEmpty():
             if count := mended.count():
                 run.count(resolved=count)

@@ -34,6 +34,9 @@ from ecomspark.tables import Warehouse
 log = logging.getLogger("ecomspark")
 
 _INTERRUPTED = 130
+# For one session with several jobs. Idle Python workers end after a minute; the next ones then find torch imported, and
+# are ready in a second instead of five. A lone job would only wait for what it may not need.
+FORKS = "spark.python.daemon.module=ecomspark.daemon"
 
 
 class Pipeline(Protocol):
@@ -195,10 +198,11 @@ def _sentence(error: BaseException) -> str:
 
 
 @contextmanager
-def spark_session(name: str, settings: Settings) -> Iterator[SparkSession]:
+def spark_session(name: str, settings: Settings, *extra: str) -> Iterator[SparkSession]:
     """The session that spark-submit or the caller made, else one of our own, with the properties file of the settings.
 
-    Raises ConfigError when Java or the properties file is missing, or when the session lacks what the tables need.
+    `extra`: KEY=VALUE, which that file may set otherwise. Raises ConfigError when Java or the properties file is
+    missing, or when the session lacks what the tables need.
     """
     if SparkSession.getActiveSession() is not None or "PYSPARK_GATEWAY_PORT" in os.environ:
         spark = SparkSession.builder.appName(name).getOrCreate()
@@ -212,12 +216,14 @@ def spark_session(name: str, settings: Settings) -> Iterator[SparkSession]:
         raise ConfigError(f"spark_properties: expected Spark's properties file, found {properties or 'none named'}")
     # Executors would start the python3 of PATH, not this one.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {properties.resolve()} pyspark-shell"
+    said = {line.split()[0] for line in properties.read_text(encoding="utf-8").splitlines() if line.strip()}
+    more = "".join(f"--conf {setting} " for setting in extra if setting.partition("=")[0] not in said)
+    os.environ["PYSPARK_SUBMIT_ARGS"] = f"{more}--properties-file {properties.resolve()} pyspark-shell"
     start = time.monotonic()
-    with _spark_says_to_file() as said:
+    with _spark_says_to_file() as file:
         spark = SparkSession.builder.appName(name).getOrCreate()
     log.info(
-        "%s: Spark %s started in %.1f s; what it says is in %s", name, spark.version, time.monotonic() - start, said
+        "%s: Spark %s started in %.1f s; what it says is in %s", name, spark.version, time.monotonic() - start, file
     )
     try:
         _check(spark)

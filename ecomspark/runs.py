@@ -124,8 +124,8 @@ class Run:
         return changed
 
     def keep(self, rows: DataFrame) -> DataFrame:
-        """Persist a frame until the run ends, however it does: in a session that lives on, Spark would hand what a run
-        left behind to the next one that asks for the same."""
+        """Persist a frame until the run ends, however it does (see `tables.kept`): in a session that lives on, it would
+        stay for good."""
         self.persisted.append(tables.kept(rows))
         return self.persisted[-1]
 

@@ -48,6 +48,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         **QUICK,
         "spark.sql.ui.retainedExecutions": "200",
         "spark.driver.memory": "3g",
+        "spark.python.daemon.module": "ecomspark.daemon",  # as the demo: workers come and go
     }
     flags = " ".join(f"--conf {key}={value}" for key, value in own.items())
     os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {ROOT / 'conf/spark-local.conf'} {flags} pyspark-shell"

@@ -370,7 +370,10 @@ def test_a_warehouse_can_be_a_schema_of_a_catalog(spark: Any, rows: Callable[...
         Warehouse(spark, "catalog:no schema")
 
 
-def test_what_is_kept_is_computed_once_and_stands_without_its_past_in_the_plans_of_others(spark: Any) -> None:
+@pytest.mark.parametrize("is_adaptive", [True, False])
+def test_what_is_kept_is_computed_once_and_stands_without_its_past_in_the_plans_of_others(
+    spark: Any, is_adaptive: bool
+) -> None:
     computed = spark.sparkContext.accumulator(0)
 
     def counted(ids: Any) -> Any:
@@ -378,21 +381,47 @@ def test_what_is_kept_is_computed_once_and_stands_without_its_past_in_the_plans_
             computed.add(len(batch))
             yield batch
 
-    held = spark.sparkContext._jsc.getPersistentRDDs().size()
-    first = tables.kept(spark.range(10, numPartitions=1).mapInPandas(counted, "id long"))
-    assert [row["id"] for row in first.orderBy("id").collect()] == list(range(10))
-    last, frames = first, [first]
-    for _ in range(6):
-        last = tables.kept(last.join(last.select("id"), on="id", how="inner"))
-        frames.append(last)
-    assert last.count() == 10
-    assert computed.value == 10
+    held, adaptive = spark.sparkContext._jsc.getPersistentRDDs().size(), "spark.sql.adaptive.enabled"
+    before = spark.conf.get(adaptive)
+    spark.conf.set(adaptive, str(is_adaptive).lower())
+    try:
+        rows = spark.range(40, numPartitions=2).repartition(2, "id").mapInPandas(counted, "id long")
+        last = tables.kept(rows.groupBy("id").count().select("id"))
+        frames = [last]
+        for _ in range(6):
+            last = tables.kept(last.join(last.select("id"), on="id", how="inner"))
+            frames.append(last)
+        assert sorted(row["id"] for row in last.collect()) == list(range(40))
+        assert computed.value == 40
 
-    # As a persisted frame each of these would be spelled out in all that is made of it: here 130 scans of the first.
-    plan = last.where("id > 3")._jdf.queryExecution().toString()
-    assert plan.count("Scan") <= 3
-    for frame in frames:
-        frame.unpersist()
-    assert spark.sparkContext._jsc.getPersistentRDDs().size() == held
-    assert last.count() == 10, "how it came about is known, as after the loss of an executor"
-    assert computed.value > 10
+        # As a persisted frame each of these would be spelled out in all that is made of it.
+        plan = last.where("id > 3")._jdf.queryExecution().toString()
+        assert plan.count("Scan") <= 3
+        for frame in frames:
+            frame.unpersist()
+        assert spark.sparkContext._jsc.getPersistentRDDs().size() == held
+        # How it came about is known, as after the loss of an executor.
+        assert sorted(row["id"] for row in last.collect()) == list(range(40))
+    finally:
+        spark.conf.set(adaptive, before)
+
+
+def test_what_is_begun_when_it_is_kept_sees_the_settings_of_the_session(spark: Any) -> None:
+    def seen(batches: Any) -> Any:
+        from pyspark import TaskContext
+
+        said = TaskContext.get().getLocalProperty("spark.sql.execution.arrow.maxRecordsPerBatch")
+        for batch in batches:
+            yield batch.assign(said=said, size=len(batch))[["said", "size"]]
+
+    adaptive = "spark.sql.adaptive.enabled"
+    before = spark.conf.get(adaptive)
+    spark.conf.set(adaptive, "true")  # so that what lies before the shuffle runs at once
+    try:
+        read = spark.range(4_500, numPartitions=1).mapInPandas(seen, "said string, size long")
+        rows = tables.kept(read.repartition(2, "size").distinct())
+        assert {(row["said"], row["size"]) for row in rows.collect()} == {("2000", 2_000), ("2000", 500)}
+        rows.unpersist()
+        assert spark.sparkContext.getLocalProperty("spark.sql.execution.arrow.maxRecordsPerBatch") is None
+    finally:
+        spark.conf.set(adaptive, before)

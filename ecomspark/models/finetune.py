@@ -32,6 +32,7 @@ from ecomspark.models.cross_encoder import pair_tokenizer
 from ecomspark.models.distillation import distilled
 from ecomspark.models.encoder import padded, sorted_by_length
 from ecomspark.models.options import PAIR_HEADS, Head, Training
+from ecomspark.models.precision import learning_precision
 from ecomspark.models.similarity import similarities
 from ecomspark.models.tokens import SequenceTokenizer, Texts
 from ecomspark.models.trainer import EachEpoch, Judge, Report, forget, train
@@ -175,9 +176,9 @@ class Learnt:
         """Merge, calibrate on the validation queries, and put the checkpoint into its place."""
         plan, model = self._plan, layers.merged(self._changed)
         logits = self.logits(validation)
-        settings = plan.card.settings
+        settings = {**plan.card.settings, "precision": learning_precision(plan.training.precision)}
         if settings.get("head") == "auto":
-            settings = {**settings, "head": self.head}
+            settings["head"] = self.head
         card = plan.card.model_copy(
             update={
                 "settings": settings,

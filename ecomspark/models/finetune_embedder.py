@@ -188,7 +188,8 @@ class Vectors:
         with torch.inference_mode():
             for rows in sorted_by_length(self._corpus.sequences.token_counts[new], _TOKEN_BUDGET):
                 inputs = {n: v.to(self._model.device) for n, v in self._corpus.inputs(new[rows]).items()}
-                whole = self._model(inputs)["sentence_embedding"].float()
+                # The class's own forward, in fp32: the trainer lays its precision around the instance's for good.
+                whole = SentenceTransformer.forward(self._model, inputs)["sentence_embedding"]
                 self._kept[new[rows]] = torch.nn.functional.normalize(whole[:, : self._size], dim=1).cpu().numpy()
         self._model.train(was_training)
         self._is_kept[new] = True
@@ -518,7 +519,10 @@ def _train(
 
 
 def _sealed(plan: Plan, base: Checkpoint, encoder: Any, metrics: dict[str, dict[str, float]]) -> Checkpoint:
-    card = plan.card.model_copy(update={"metrics": metrics, "dimensions": plan.training.dimensions})
+    settings = {**plan.card.settings, "precision": learning_precision(plan.training.precision)}
+    card = plan.card.model_copy(
+        update={"settings": settings, "metrics": metrics, "dimensions": plan.training.dimensions}
+    )
     made = workroom(plan.models_folder)
     try:
         encoder.save_pretrained(made, safe_serialization=True)

@@ -35,7 +35,6 @@ from ecomspark.models.checkpoint import TOKENIZER_FILES, Card, Checkpoint, open_
 from ecomspark.models.encoder import sorted_by_length
 from ecomspark.models.loading import load_tokenizer
 from ecomspark.models.new_encoder import Size, new_model, new_tokenizer
-from ecomspark.models.precision import learning_precision
 from ecomspark.models.tokens import Sequences, SequenceTokenizer, Texts
 
 _TOKEN_BUDGET = 4096  # of a batch that is only judged
@@ -112,7 +111,7 @@ def pretrain(plan: Plan, texts: pd.DataFrame, report: Report) -> Checkpoint:
             report_to="none",
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
-            bf16=learning_precision() == "bf16",
+            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         )
         hides = DataCollatorForLanguageModeling(tokenizer, mlm_probability=plan.masked_share)
         _Trainer(model=model, args=arguments, train_dataset=rows, data_collator=hides, callbacks=[best]).train()

@@ -16,9 +16,29 @@ def kept(rows: DataFrame) -> DataFrame:
     reached in the JVM: what its checkpoints put in the place of a plan.
     """
     jvm: Any = rows.sparkSession._jvm
-    frame = rows._jdf
-    leaves = getattr(getattr(jvm.org.apache.spark.sql.execution, "LogicalRDD$"), "MODULE$")
-    leaf = leaves.fromDataset(frame.queryExecution().toRdd(), frame, False)
-    return DataFrame(
-        jvm.org.apache.spark.sql.classic.Dataset.ofRows(frame.sparkSession(), leaf), rows.sparkSession
-    ).persist()
+    frame: Any = rows._jdf
+    # It says nothing of how its rows lie. Else a join of it with itself would read a part twice within one task, and
+    # where that part must be made again, the end of one sort would take the memory of the other: rows would be missing.
+    partitioning = jvm.org.apache.spark.sql.catalyst.plans.physical.UnknownPartitioning(0)
+    ordering = getattr(getattr(jvm.scala.collection.immutable, "Nil$"), "MODULE$")
+    nothing, size = jvm.scala.Option.empty(), jvm.scala.Option.apply(frame.queryExecution().optimizedPlan().stats())
+    leaf = jvm.org.apache.spark.sql.execution.LogicalRDD(
+        frame.logicalPlan().output(), _begun(jvm, frame), partitioning, ordering, False, nothing,
+        frame.sparkSession(), size, nothing,
+    )  # fmt: skip
+    cut = jvm.org.apache.spark.sql.classic.Dataset.ofRows(frame.sparkSession(), leaf)
+    return DataFrame(cut, rows.sparkSession).persist()
+
+
+def _begun(jvm: Any, frame: Any) -> Any:
+    """The rows as an RDD. Its stages that run now see the session's settings, as those of an action do: how long a
+    Python worker may be silent, how many rows it is given at once."""
+    context, settings = frame.sparkSession().sparkContext(), frame.sparkSession().sessionState().conf().getAllConfs()
+    before = context.getLocalProperties()
+    with_settings = before.clone()
+    with_settings.putAll(jvm.scala.jdk.javaapi.CollectionConverters.asJava(settings))
+    context.setLocalProperties(with_settings)
+    try:
+        return frame.queryExecution().toRdd()
+    finally:
+        context.setLocalProperties(before)

@@ -186,7 +186,7 @@ def _train(folder: Path, models: Path) -> None:
     card = _scorer_card().model_copy(update={"max_tokens": 128, "query_max_tokens": 32, "calibration": []})
     training = {
         "trains_word_vectors": False, "epochs": 5, "batch_size": 32, "learning_rate": 1e-4, "warmup_share": 0.1,
-        "weight_decay": 0.01, "patience": 3, "seed": SEED,
+        "weight_decay": 0.01, "patience": 3, "seed": SEED, "precision": "fp32",
     }  # fmt: skip
     plan = {
         "models_folder": str(models.resolve()), "base": "encoder", "name": "trained", "card": card.model_dump(mode="json"),

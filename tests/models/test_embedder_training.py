@@ -51,7 +51,7 @@ def plan(models: Path, name: str = "made", **settings: Any) -> Plan:
     if not (models / "base").exists():
         tiny.checkpoint(models, "base", "encoder")
     given = {"epochs": 2, "batch_size": 6, "threads": 1, "learning_rate": 3e-3, "recall_at": 3, "patience": 9,
-             "trains_word_vectors": True, "hard_negatives": {"per_pair": 0}, **settings}  # fmt: skip
+             "trains_word_vectors": True, "precision": "fp32", "hard_negatives": {"per_pair": 0}, **settings}  # fmt: skip
     card = Card(kind="encoder", base="base", max_tokens=48, query_prefix="heart: ", passage_prefix="star: ")
     training = EmbedderTraining.model_validate(given)
     return Plan(models_folder=models, base="base", name=name, card=card, training=training)

@@ -56,7 +56,7 @@ def judged() -> pd.DataFrame:
 
 
 def plan(models: Path, name: str, **settings: Any) -> Plan:
-    training = {"epochs": 2, "batch_size": 8, "threads": 1, "learning_rate": 1e-3, **settings}
+    training = {"epochs": 2, "batch_size": 8, "threads": 1, "learning_rate": 1e-3, "precision": "fp32", **settings}
     card = Card(kind="cross_encoder", base="base", max_tokens=48, query_max_tokens=12)
     if not (models / "base").exists():
         tiny.checkpoint(models, "base", "encoder")
