@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pkgutil
+import re
 import signal
 import sys
 import tempfile
@@ -216,14 +217,12 @@ def spark_session(name: str, settings: Settings, *extra: str) -> Iterator[SparkS
         raise ConfigError(f"spark_properties: expected Spark's properties file, found {properties or 'none named'}")
     # Executors would start the python3 of PATH, not this one.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    said = {line.split()[0] for line in properties.read_text(encoding="utf-8").splitlines() if line.strip()}
-    more = "".join(f"--conf {setting} " for setting in extra if setting.partition("=")[0] not in said)
-    os.environ["PYSPARK_SUBMIT_ARGS"] = f"{more}--properties-file {properties.resolve()} pyspark-shell"
+    os.environ["PYSPARK_SUBMIT_ARGS"] = _submit_arguments(properties, extra)
     start = time.monotonic()
-    with _spark_says_to_file() as file:
+    with _spark_says_to_file() as said:
         spark = SparkSession.builder.appName(name).getOrCreate()
     log.info(
-        "%s: Spark %s started in %.1f s; what it says is in %s", name, spark.version, time.monotonic() - start, file
+        "%s: Spark %s started in %.1f s; what it says is in %s", name, spark.version, time.monotonic() - start, said
     )
     try:
         _check(spark)
@@ -232,6 +231,13 @@ def spark_session(name: str, settings: Settings, *extra: str) -> Iterator[SparkS
         # After a signal the way to the JVM may be broken; it ends by itself when this process does.
         with suppress(Exception):
             spark.stop()
+
+
+def _submit_arguments(properties: Path, extra: Sequence[str]) -> str:
+    """What PySpark starts its JVM with: Spark itself would let an argument win over the file."""
+    said = {re.split(r"[\s=:]", line.strip(), maxsplit=1)[0] for line in properties.read_text("utf-8").splitlines()}
+    more = "".join(f"--conf {setting} " for setting in extra if setting.partition("=")[0] not in said)
+    return f"{more}--properties-file {properties.resolve()} pyspark-shell"
 
 
 def log_to_stderr(form: str) -> None:

@@ -186,6 +186,13 @@ def test_a_properties_file_that_is_missing_is_said(tmp_path: Path, monkeypatch: 
         pass
 
 
+def test_what_a_properties_file_says_stands_against_what_a_command_adds(tmp_path: Path) -> None:
+    file = tmp_path / "own.conf"
+    file.write_text("# spark.a none\nspark.b   1\nspark.c=2\n\n")
+    said = launch._submit_arguments(file, ["spark.a=x", "spark.b=x", "spark.c=x"])
+    assert said == f"--conf spark.a=x --properties-file {file} pyspark-shell"
+
+
 def test_sigterm_ends_a_run_within_30_seconds_and_leaves_no_half(empty_shop: Callable[[], Shop]) -> None:  # R18
     shop = empty_shop()
     shop.write_items([(f"i{n}", f"Red Mug {n}", "2.50", "1", "2011-10-20") for n in range(20_000)])

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 
@@ -75,6 +76,18 @@ def test_it_learns_which_items_belong_to_queries_that_it_never_saw(tmp_path: Pat
     found = embedder.load(made.folder, made.scorer_digest, token_budget=500)
     near = found.embed(["red sign"], "query") @ found.embed(["kitchen sign", "garden sign"], "passage").T
     assert near[0, 0] > near[0, 1]
+
+
+def test_learning_in_bf16_is_said_and_judged_in_fp32(tmp_path: Path) -> None:
+    made, plain = trained(tmp_path, "half", precision="bf16"), trained(tmp_path, "whole")
+    assert [each.card.settings["precision"] for each in (made, plain)] == ["bf16", "fp32"]
+    assert made.scorer_digest != plain.scorer_digest
+    corpus, vectors = corpus_of(plan(tmp_path), related())
+    before = vectors.of(corpus.pool).copy()
+    model: Any = vectors._model
+    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)  # as the trainer leaves it
+    vectors.forget()
+    assert np.array_equal(vectors.of(corpus.pool), before)
 
 
 def test_what_was_trained_is_what_the_embedder_runs(tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ def test_every_option_changes_what_is_learnt(tmp_path: Path, settings: dict[str,
     rows = judged().replace({"query_text": {"red mug": "red mug 12 oz set"}})
     plain, made = trained(tmp_path, "plain", rows), trained(tmp_path, "made", rows, **settings)
     assert not np.array_equal(weights(plain)[ENCODER], weights(made)[ENCODER])
+    assert made.card.settings["precision"] == settings.get("precision", "fp32")
     read = made.card.metrics["read"]["tokens"]
     if "adversarial_noise" in settings:
         assert read == 2 * plain.card.metrics["read"]["tokens"], "the second pass is counted, too"
