@@ -370,10 +370,7 @@ def test_a_warehouse_can_be_a_schema_of_a_catalog(spark: Any, rows: Callable[...
         Warehouse(spark, "catalog:no schema")
 
 
-@pytest.mark.parametrize("is_adaptive", [True, False])
-def test_what_is_kept_is_computed_once_and_stands_without_its_past_in_the_plans_of_others(
-    spark: Any, is_adaptive: bool
-) -> None:
+def test_what_is_kept_is_computed_once_and_stands_without_its_past_in_the_plans_of_others(spark: Any) -> None:
     computed = spark.sparkContext.accumulator(0)
 
     def counted(ids: Any) -> Any:
@@ -383,7 +380,7 @@ def test_what_is_kept_is_computed_once_and_stands_without_its_past_in_the_plans_
 
     held, adaptive = spark.sparkContext._jsc.getPersistentRDDs().size(), "spark.sql.adaptive.enabled"
     before = spark.conf.get(adaptive)
-    spark.conf.set(adaptive, str(is_adaptive).lower())
+    spark.conf.set(adaptive, "true")
     try:
         rows = spark.range(40, numPartitions=2).repartition(2, "id").mapInPandas(counted, "id long")
         last = tables.kept(rows.groupBy("id").count().select("id"))

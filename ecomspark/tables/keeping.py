@@ -15,6 +15,8 @@ def kept(rows: DataFrame) -> DataFrame:
     `localCheckpoint`: what an executor takes with it is made again. The leaf is an inner part of the pinned pyspark,
     reached in the JVM: what its checkpoints put in the place of a plan.
     """
+    if rows.sparkSession.conf.get("spark.sql.adaptive.enabled") != "true":
+        return rows.persist()  # its text has one plan, not two, and grows slowly; begun alone, some unions do not fit
     jvm: Any = rows.sparkSession._jvm
     frame: Any = rows._jdf
     # It says nothing of how its rows lie. Else a join of it with itself would read a part twice within one task, and
